@@ -1,0 +1,58 @@
+"""A task: native images, a question about them, and everything needed to judge the answer and the way to it."""
+
+import dataclasses
+
+import numpy as np
+
+from mvg_jax.tools.spec import ToolCall
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeImage:
+    """An image at its native resolution, with what is needed to show it.
+
+    pixels: [H, W] or [H, W, 3], uint8 or uint16. Physical value = pixels * slope + intercept, in `unit`.
+    window: (low, high) physical values shown as black and white before any tool is used.
+    """
+
+    pixels: np.ndarray
+    window: tuple[float, float] = (0.0, 255.0)
+    slope: float = 1.0
+    intercept: float = 0.0
+    unit: str = "grey"
+    spacing_mm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A labelled ground-truth box: xyxy in 0..1000 (pixel edges) of the task's image `image`."""
+
+    label: str
+    xyxy: tuple[float, float, float, float]
+    image: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One question. `chain` is the shortest tool chain that makes it answerable: () = none needed, None = not known."""
+
+    id: str
+    dataset: str
+    kind: str
+    images: tuple[NativeImage, ...]
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    chain: tuple[ToolCall, ...] | None = None
+    certificate: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def needs_tool(self) -> bool | None:
+        """Whether the question cannot be answered from the overview; None when nobody has said."""
+        return None if self.chain is None else len(self.chain) > 0
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing among the options (0 for an open question)."""
+        return 1.0 / len(self.options) if self.options else 0.0
