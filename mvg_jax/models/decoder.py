@@ -1,0 +1,130 @@
+"""The decoder, with one forward pass for every use.
+
+A row's context is [prompt shared by its group | its own suffix]. The four uses differ only in which part is given:
+
+    prefill   prefix=None    cache=None     the prompt alone; its keys and values become the Prefix
+    extend    prefix=pool    cache=suffix   new tokens are written at each row's own length, then attended to
+    decode    the same with one token
+    learner   prefix=pool    cache=None     the whole suffix at once, causal, with gradients
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mvg_jax.models.config import TextConfig
+from mvg_jax.models.layers import ACTIVATIONS, apply_rope, merge_attention, partial_attention, prefix_attention, rope_tables
+
+
+class Prefix(NamedTuple):
+    """Keys and values of P prompts, one pair of [P, L, K, C] a layer (rotated), and their true lengths [P] int32."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    length: jax.Array
+
+
+class Suffix(NamedTuple):
+    """The KV cache of B rows after their prompt: one pair of [B, L, K, C] a layer and the tokens held so far [B] int32."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    length: jax.Array
+
+    @classmethod
+    def empty(cls, config: TextConfig, rows: int, length: int, dtype: jnp.dtype) -> "Suffix":
+        shape = (rows, length, config.num_key_value_heads, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        return cls(tuple(jnp.zeros(shape, dtype) for _ in layers), tuple(jnp.zeros(shape, dtype) for _ in layers),
+                   jnp.zeros(rows, jnp.int32))
+
+
+def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> int:
+    """Bytes of a Suffix (keys and values of all layers)."""
+    return 2 * config.num_hidden_layers * rows * length * config.num_key_value_heads * config.head_dim * itemsize
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.config = config
+        D, C = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nnx.Linear(D, H * C, use_bias=config.attention_bias, rngs=rngs)
+        self.k_proj = nnx.Linear(D, K * C, use_bias=config.attention_bias, rngs=rngs)
+        self.v_proj = nnx.Linear(D, K * C, use_bias=config.attention_bias, rngs=rngs)
+        self.o_proj = nnx.Linear(H * C, D, use_bias=False, rngs=rngs)
+
+    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT):
+        """prefix: (keys, values, length) of this layer or None. cache: (keys, values) or None. -> (out, keys, values)."""
+        B, T, _ = x_BxTxD.shape
+        H, K, C = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
+        q = apply_rope(self.q_proj(x_BxTxD).reshape(B, T, H, C), sin, cos)
+        k = apply_rope(self.k_proj(x_BxTxD).reshape(B, T, K, C), sin, cos)
+        v = self.v_proj(x_BxTxD).reshape(B, T, K, C)
+        if cache is None:
+            mask_BxTxS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
+        else:
+            row = jnp.arange(B)[:, None]
+            k = cache[0].at[row, slot_BxT].set(k, mode="drop")
+            v = cache[1].at[row, slot_BxT].set(v, mode="drop")
+            mask_BxTxS = jnp.arange(k.shape[1])[None, None, :] <= slot_BxT[:, :, None]
+        parts = [partial_attention(q, k, v, mask_BxTxS)]
+        if prefix is not None:
+            parts.append(prefix_attention(q, *prefix))
+        out = merge_attention(parts).astype(x_BxTxD.dtype)
+        return self.o_proj(out.reshape(B, T, H * C)), k, v
+
+
+class Layer(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        self.activation = config.hidden_act
+        self.input_layernorm = nnx.RMSNorm(D, epsilon=config.rms_norm_eps, rngs=rngs)
+        self.self_attn = Attention(config, rngs)
+        self.post_attention_layernorm = nnx.RMSNorm(D, epsilon=config.rms_norm_eps, rngs=rngs)
+        self.gate_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
+
+    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT):
+        out, k, v = self.self_attn(self.input_layernorm(x_BxTxD), sin, cos, prefix, cache, slot_BxT)
+        x_BxTxD = x_BxTxD + out
+        y = self.post_attention_layernorm(x_BxTxD)
+        return x_BxTxD + self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(y)) * self.up_proj(y)), k, v
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.config = config
+        normal = jax.nn.initializers.normal(0.02)
+        self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, rngs=rngs)
+        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+
+    def __call__(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, *, prefix: Prefix | None = None,
+                 cache: Suffix | None = None, count_B: jax.Array | None = None) -> tuple[jax.Array, Suffix]:
+        """Runs the layers over new embeddings.
+
+        positions_BxT: int32 rotary positions. count_B: how many of the T tokens of each row are real (the rest are
+        padding on the right; with a cache they are not written). Returns hidden states [B, T, D] after the last norm
+        and the suffix that now holds the new tokens.
+        """
+        B, T, _ = x_BxTxD.shape
+        count_B = jnp.full(B, T, jnp.int32) if count_B is None else count_B
+        sin, cos = rope_tables(positions_BxT, self.config.head_dim, self.config.rope_theta)
+        slot_BxT = None
+        if cache is not None:
+            step_T = jnp.arange(T)[None, :]
+            # Padding is sent past the end of the cache, where the scatter drops it.
+            slot_BxT = jnp.where(step_T < count_B[:, None], cache.length[:, None] + step_T, cache.keys[0].shape[1])
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
+            layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+            x_BxTxD, k, v = layer(x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
+            keys.append(k)
+            values.append(v)
+        length_B = count_B if cache is None else cache.length + count_B
+        return self.norm(x_BxTxD), Suffix(tuple(keys), tuple(values), length_B)

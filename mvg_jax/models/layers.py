@@ -1,0 +1,71 @@
+"""Blocks every family is built from: activations, rotary positions, and attention over a shared prefix and an own suffix."""
+
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+MASKED = -1e30
+
+
+def rope_tables(positions_BxT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """(sin, cos) [B, T, C/2] in float32, whatever the compute type: angles grow with the position."""
+    inverse_C = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle_BxTxC = positions_BxT[..., None].astype(jnp.float32) * inverse_C[None, None, :]
+    return jnp.sin(angle_BxTxC), jnp.cos(angle_BxTxC)
+
+
+def apply_rope(x_BxTxHxC: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head (the layout of Hugging Face checkpoints)."""
+    first, second = jnp.split(x_BxTxHxC.astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin[:, :, None, :], cos[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BxTxHxC.dtype)
+
+
+def partial_attention(q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array,
+                      mask_BxTxS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Attention over one part of the keys, not yet normalised: (weighted sum [B,T,H,C], sum [B,T,H,1], max [B,T,H,1]).
+
+    All float32. Parts over disjoint keys are joined by `merge_attention`.
+    """
+    B, T, H, C = q_BxTxHxC.shape
+    K = k_BxSxKxC.shape[2]
+    q = q_BxTxHxC.reshape(B, T, K, H // K, C)
+    scores = jnp.einsum("btkrc,bskc->bkrts", q, k_BxSxKxC, preferred_element_type=jnp.float32) * C**-0.5
+    scores = jnp.where(mask_BxTxS[:, None, None], scores, MASKED)
+    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bkrts,bskc->btkrc", weights.astype(v_BxSxKxC.dtype), v_BxSxKxC,
+                     preferred_element_type=jnp.float32)
+
+    def rows_first(x_BxKxRxTx1):
+        return x_BxKxRxTx1.transpose(0, 3, 1, 2, 4).reshape(B, T, H, 1)
+
+    return out.reshape(B, T, H, C), rows_first(total), rows_first(top)
+
+
+def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+    """Joins parts by log-sum-exp: exactly the attention over the union of their keys. [B, T, H, C] float32."""
+    top = parts[0][2]
+    for _, _, other in parts[1:]:
+        top = jnp.maximum(top, other)
+    out = sum(out * jnp.exp(part_top - top) for out, _, part_top in parts)
+    total = sum(total * jnp.exp(part_top - top) for _, total, part_top in parts)
+    return out / total
+
+
+def prefix_attention(q_BxTxHxC: jax.Array, k_PxLxKxC: jax.Array, v_PxLxKxC: jax.Array,
+                     length_P: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Part of attention over the prompt that the G = B/P rows of a group share: its keys are read once per group."""
+    B, T, H, C = q_BxTxHxC.shape
+    P, L = k_PxLxKxC.shape[:2]
+    mask_PxQxL = jnp.broadcast_to((jnp.arange(L)[None, :] < length_P[:, None])[:, None], (P, B // P * T, L))
+    parts = partial_attention(q_BxTxHxC.reshape(P, B // P * T, H, C), k_PxLxKxC, v_PxLxKxC, mask_PxQxL)
+    return tuple(x.reshape(B, T, H, -1) for x in parts)
