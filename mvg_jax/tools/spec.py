@@ -1,0 +1,236 @@
+"""What a tool is: its schema for the model, its host-side argument check, and its pure array function on the device.
+
+A call goes ToolCall (untrusted JSON) -> Registry.parse -> ToolArgs (fixed shapes) -> apply_tools -> views, frames, count, code.
+Everything that can be wrong with a call is found on the host and raised as a ToolError; on the device every call is legal.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jsonschema
+import numpy as np
+
+from mvg_jax.frames import Frame, extent
+from mvg_jax.tools.render import Sources, render_views
+
+MAX_VIEWS = 2  # R: views one call may return. A shape that every compiled program shares.
+NUMBERS = 4  # scalars a tool may take beside its boxes
+
+# What the model is told beside the views, by code: (one view, several views). Append only: stored trajectories hold the codes.
+NO_CALL, OK_ZOOM, OK_FLIP, OK_ROTATE, OK_WINDOW = range(5)
+TEXTS = (
+    ("", ""),
+    ("Zoomed view.", "Zoomed views."),
+    ("Flipped view.", "Flipped views."),
+    ("Rotated view.", "Rotated views."),
+    ("Windowed view.", "Windowed views."),
+)
+
+
+def observation_text(code: int, count: int) -> str:
+    """The line of text that goes with `count` views of a call that ended with `code`."""
+    return TEXTS[code][0 if count == 1 else 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """A call as the model wrote it: a name and JSON-decoded arguments, both untrusted until Registry.parse."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolError(Exception):
+    """A call that cannot be carried out. The text is short and static; it never repeats what the model wrote.
+
+    Codes: E1 format, E2 unknown tool, E3 missing or ill-typed argument, E4 illegal value.
+    """
+
+    def __init__(self, code: str, text: str):
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInfo:
+    """What a call may know on the host of an image in the conversation.
+
+    height, width: native pixels that the view shows along its own v and u axes.
+    unit: "HU" or "grey". window: (low, high) in that unit.
+    """
+
+    height: float
+    width: float
+    unit: str
+    window: tuple[float, float]
+
+    @classmethod
+    def of(cls, frame: Frame, unit: str) -> "ImageInfo":
+        """The info of one host-side frame (no leading dimensions)."""
+        height, width = extent(frame)
+        low, high = frame.window
+        return cls(float(height), float(width), unit, (float(low), float(high)))
+
+
+class ToolArgs(NamedTuple):
+    """A legal call in fixed shapes; stack rows for leading dimensions.
+
+    kind: int32, index into the registry, -1 = no call. image: int32, img_idx. boxes: [R, 4] float32, xyxy in 0..1000.
+    count: int32, views asked for. numbers: [4] float32, what else the tool takes.
+    """
+
+    kind: jax.Array | np.ndarray
+    image: jax.Array | np.ndarray
+    boxes: jax.Array | np.ndarray
+    count: jax.Array | np.ndarray
+    numbers: jax.Array | np.ndarray
+
+    @classmethod
+    def of(cls, image: int, boxes: Sequence[Sequence[float]] = (), numbers: Sequence[float] = (), count: int = 1) -> "ToolArgs":
+        """One call (numpy), its kind still -1. Unused boxes are the whole view, so that no tool divides by an empty one."""
+        boxes_Rx4 = np.tile(np.array([0, 0, 1000, 1000], np.float32), (MAX_VIEWS, 1))
+        boxes_Rx4[: len(boxes)] = np.array(boxes, np.float32).reshape(-1, 4)
+        numbers_4 = np.zeros(NUMBERS, np.float32)
+        numbers_4[: len(numbers)] = numbers
+        return cls(np.int32(-1), np.int32(image), boxes_Rx4, np.int32(count), numbers_4)
+
+
+class ToolResult(NamedTuple):
+    """views: [B, R, S, S, 3] uint8 (black beyond count); frames: [B, R]; count: [B] int32; code: [B] int32."""
+
+    views: jax.Array
+    frames: Frame
+    count: jax.Array
+    code: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tool:
+    """A tool of the frame family: it changes what a view shows of its native image.
+
+    parameters: JSON schema of the arguments, which the model reads and Registry.parse enforces.
+    compact: one short line for small models.
+    encode(arguments, images): ToolArgs without kind; sees schema-valid arguments and an img_idx in range; raises ToolError E3 or E4.
+    reframe(frames [N], args): (frames [R], count, code), a pure array function of one row.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    compact: str
+    encode: Callable[[Mapping[str, Any], Sequence[ImageInfo]], ToolArgs]
+    reframe: Callable[[Frame, ToolArgs], tuple[Frame, jax.Array, jax.Array]]
+
+    def apply(self, sources: Sources, frames: Frame, args: ToolArgs, size: int) -> tuple[jax.Array, Frame, jax.Array, jax.Array]:
+        """One row's call: sources pixels [M, H, W, C], frames [N] -> views [R, S, S, 3] uint8, frames [R], count, code."""
+        new, count, code = self.reframe(frames, args)
+        row = jnp.where(jnp.arange(MAX_VIEWS) < count, 0, -1)
+        return render_views(jax.tree.map(lambda x: x[None], sources), row, new, size), new, count, code
+
+    @functools.cached_property
+    def validator(self) -> jsonschema.Draft202012Validator:
+        return jsonschema.Draft202012Validator(self.parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The tools a model may call; ToolArgs.kind is the position in `tools`. Hashable: a static argument of compiled programs."""
+
+    tools: tuple[Tool, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(tool.name for tool in self.tools)
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """OpenAI-style function schemas, one a tool, for the <tools> block."""
+        return [
+            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.parameters}}
+            for t in self.tools
+        ]
+
+    def compact_lines(self) -> list[str]:
+        return [tool.compact for tool in self.tools]
+
+    def no_call(self) -> ToolArgs:
+        """The arguments of a row that calls nothing."""
+        return ToolArgs.of(image=0, count=0)
+
+    def parse(self, call: ToolCall, images: Sequence[ImageInfo]) -> ToolArgs:
+        """The call as arrays (numpy). Raises ToolError, and nothing else, whatever JSON value the model sent.
+
+        images: the images of the conversation so far, in the order of img_idx.
+        """
+        kind = next((i for i, tool in enumerate(self.tools) if tool.name == call.name), None)
+        if kind is None:
+            raise ToolError("E2", "Unknown tool.")
+        tool = self.tools[kind]
+        _check_bounded(call.arguments)
+        _check_schema(tool.validator, call.arguments)
+        if not 0 <= call.arguments["img_idx"] < len(images):
+            raise ToolError("E4", "No such image.")
+        return tool.encode(call.arguments, images)._replace(kind=np.int32(kind))
+
+
+_MAX_DEPTH, _MAX_ITEMS, _MAX_STRING, _MAX_NUMBER = 4, 32, 512, 1e6
+# Schema keywords about the value of a well-typed argument; all others are about its presence and type.
+_VALUE_KEYWORDS = frozenset({"enum", "minimum", "maximum", "exclusiveMinimum", "maxLength", "maxItems"})
+
+
+def _check_bounded(value: Any, depth: int = 0) -> None:
+    """Refuses values on which validation itself could be slow or fail (endless nesting, integers of thousands of digits)."""
+    if isinstance(value, (dict, list)):
+        if depth == _MAX_DEPTH or len(value) > _MAX_ITEMS:
+            raise ToolError("E3", "Arguments too large.")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_bounded(item, depth + 1)
+    elif isinstance(value, str) and len(value) > _MAX_STRING:
+        raise ToolError("E4", "Text too long.")
+    elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else True):
+        raise ToolError("E4", "Number out of range.")
+    elif isinstance(value, (int, float)) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+        raise ToolError("E4", "Number out of range.")
+
+
+def _check_schema(validator: jsonschema.Draft202012Validator, arguments: Any) -> None:
+    keywords = {error.validator for error in validator.iter_errors(arguments)}
+    if keywords - _VALUE_KEYWORDS:
+        raise ToolError("E3", "Missing or ill-typed argument.")
+    if keywords:
+        raise ToolError("E4", "Illegal value.")
+
+
+@functools.partial(jax.jit, static_argnames=("registry", "size"))
+def apply_tools(
+    registry: Registry, sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs, size: int
+) -> ToolResult:
+    """Carries out one call a row, of any mix of tools, in one compiled program.
+
+    source_row: [B] int32, the row of `sources` that each conversation is about. frames: [B, N]. args: [B].
+    Frame arithmetic runs every tool's branch for every row, which is nothing; pixels are rendered once, and only where asked for.
+    """
+
+    def reframe(frames_N: Frame, row_args: ToolArgs):
+        branches = [_no_call] + [tool.reframe for tool in registry.tools]
+        return jax.lax.switch(row_args.kind + 1, branches, frames_N, row_args)
+
+    new_BxR, count_B, code_B = jax.vmap(reframe)(frames, args)
+    row_BxR = jnp.where(jnp.arange(MAX_VIEWS) < count_B[:, None], source_row[:, None], -1)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), new_BxR)
+    views = render_views(sources, row_BxR.reshape(-1), flat, size)
+    return ToolResult(views.reshape(*row_BxR.shape, size, size, 3), new_BxR, count_B, code_B)
+
+
+def _no_call(frames: Frame, args: ToolArgs):
+    return named_frames(frames, args), jnp.int32(0), jnp.int32(NO_CALL)
+
+
+def named_frames(frames: Frame, args: ToolArgs) -> Frame:
+    """The frame that the call names, R times: [N] -> [R]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[args.image], (MAX_VIEWS, *x.shape[1:])), frames)
