@@ -1,0 +1,151 @@
+"""Checkpoints of a run: Orbax underneath, one clear error line on top.
+
+A checkpoint holds `arrays` (weights, optimiser state, key: any pytree of arrays, flattened to path → array, so that named tuples and
+empty states need no care) and `meta` (JSON: counters, iterator state, config hash). Orbax writes into a temporary directory and
+renames it, so a step directory is whole or not there.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mvg_jax.errors import RunError
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is not there, does not fit, or cannot be written or read."""
+
+
+class Checkpoints:
+    """The checkpoints in `directory`.
+
+    keep: how many of the latest to keep. The directory is made, and what a killed save left behind is removed.
+        None opens for reading only: nothing is made, removed or cleaned, so that evaluating beside a live run cannot hurt it.
+    Raises CheckpointError when the directory is missing (reading) or cannot be made.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int | None):
+        self._directory = pathlib.Path(directory).absolute()
+        if keep is None and not self._directory.is_dir():
+            raise CheckpointError(f"no checkpoint directory {self._directory}")
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    read_only=keep is None,
+                    create=keep is not None,
+                    cleanup_tmp_directories=keep is not None,
+                    enable_async_checkpointing=False,  # a step that returns is committed
+                ),
+                item_handlers={"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            )
+        except OSError as error:
+            raise CheckpointError(f"cannot open checkpoint directory {self._directory}: {error.strerror}") from error
+
+    def latest(self) -> int | None:
+        """The latest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> tuple[int, ...]:
+        """The steps of all whole checkpoints, ascending."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def save(self, step: int, arrays: Any, meta: Mapping[str, Any]) -> None:
+        """Writes and commits checkpoint `step`; drops the oldest beyond `keep` after that.
+
+        arrays: pytree of jax or numpy arrays, any dtype but typed keys (pass `jax.random.key_data(key)`).
+        meta: JSON values (tuples come back as lists). TypeError or ValueError when it is not JSON.
+        CheckpointError when it cannot be written (disk full, step exists already): earlier checkpoints are untouched.
+        """
+        flat = _flatten(arrays)
+        record = {"meta": dict(meta), "arrays": {name: _signature(leaf) for name, leaf in flat.items()}}
+        json.dumps(record)
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(arrays=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(record)),
+                force=True,
+            )
+        except Exception as error:  # Orbax and TensorStore wrap a full disk in ValueError, RuntimeError, groups of them, ...
+            raise CheckpointError(
+                f"cannot save step {step} to {self._directory}: {_line(error)} (earlier checkpoints are untouched)"
+            ) from error
+        if not saved:
+            raise CheckpointError(f"cannot save step {step} to {self._directory}: there is a checkpoint of step {self.latest()}")
+
+    def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(arrays, meta) of checkpoint `step` (None = the latest), bit for bit as saved.
+
+        like: pytree of arrays or jax.ShapeDtypeStruct: structure, shapes, dtypes and shardings wanted. A leaf without a sharding
+            comes back on the first device, a numpy leaf as numpy. Shapes and dtypes are never adapted.
+        CheckpointError when there is no such checkpoint, when it does not fit `like`, and when it is damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"no checkpoint in {self._directory}")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f"no checkpoint of step {step} in {self._directory}; there are {', '.join(map(str, steps))}")
+        wanted = _flatten(like)
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            saved, meta = record["arrays"], record["meta"]
+        except Exception as error:
+            raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {_line(error)}") from error
+        _check_fit(f"checkpoint {step} in {self._directory}", saved, {name: _signature(leaf) for name, leaf in wanted.items()})
+        try:
+            flat = self._manager.restore(
+                step,
+                args=ocp.args.Composite(arrays=ocp.args.StandardRestore({name: _target(leaf) for name, leaf in wanted.items()})),
+            )["arrays"]
+        except Exception as error:
+            raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {_line(error)}") from error
+        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted]), meta
+
+    def close(self) -> None:
+        """Ends Orbax's threads."""
+        self._manager.close()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """{'params.layers.0.kernel': leaf}, in the order of the tree's leaves."""
+    leaves = jax.tree.leaves_with_path(tree)
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("two leaves of the checkpoint tree have the same path once joined by dots")
+    return flat
+
+
+def _signature(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _target(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.asarray(leaf)
+    sharding = leaf.sharding if leaf.sharding is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _check_fit(what: str, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    differences = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    differences += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
+    differences += [f"{n} is {saved[n]}, wanted {wanted[n]}" for n in wanted if n in saved and saved[n] != wanted[n]]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise CheckpointError(f"{what} does not fit: {'; '.join(differences[:3])}{more}")
+
+
+def _line(error: BaseException) -> str:
+    """The innermost cause's first line, shortened: Orbax nests the OS's words deep in multi-line texts."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

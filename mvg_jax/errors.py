@@ -1,0 +1,5 @@
+"""The errors a user can act on."""
+
+
+class RunError(Exception):
+    """Something outside the program is wrong (disk, path, checkpoint). The programs print its one line and exit with code 1."""
