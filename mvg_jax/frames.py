@@ -18,10 +18,17 @@ BOX_UNITS = 1000.0  # boxes are xyxy in 0..1000 relative to the view they name
 
 HORIZONTAL, VERTICAL = 0, 1
 
-# Maps from the new view's (u, v, 1) to the old view's (u, v).
-_FLIPS = np.array([[[-1, 0, 1], [0, 1, 0]], [[1, 0, 0], [0, -1, 1]]], np.float32)  # [axis, 2, 3]
-_TURNS = np.array(  # [clockwise quarter turns, 2, 3]
-    [[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [-1, 0, 1]], [[-1, 0, 1], [0, -1, 1]], [[0, -1, 1], [1, 0, 0]]], np.float32
+# Maps from the new view's (u, v, 1) to the old view's (u, v, 1).
+_ROW = [0, 0, 1]
+_FLIPS = np.array([[[-1, 0, 1], [0, 1, 0], _ROW], [[1, 0, 0], [0, -1, 1], _ROW]], np.float32)  # [axis, 3, 3]
+_TURNS = np.array(  # [clockwise quarter turns, 3, 3]
+    [
+        [[1, 0, 0], [0, 1, 0], _ROW],
+        [[0, 1, 0], [-1, 0, 1], _ROW],
+        [[-1, 0, 1], [0, -1, 1], _ROW],
+        [[0, -1, 1], [1, 0, 0], _ROW],
+    ],
+    np.float32,
 )
 
 
@@ -48,8 +55,8 @@ def zoom(frame: Frame, box) -> Frame:
     """The part of the view inside box [..., 4], xyxy in 0..1000 with x1 < x2 and y1 < y2."""
     xp = _namespace(frame.affine, box)
     x1, y1, x2, y2 = (c / BOX_UNITS for c in _columns(xp.asarray(box, xp.float32)))
-    zero = xp.zeros_like(x1)
-    step = xp.stack([xp.stack([x2 - x1, zero, x1], -1), xp.stack([zero, y2 - y1, y1], -1)], -2)
+    zero, one = xp.zeros_like(x1), xp.ones_like(x1)
+    step = xp.stack([x2 - x1, zero, x1, zero, y2 - y1, y1, zero, zero, one], -1).reshape(*x1.shape, 3, 3)
     return frame._replace(affine=_compose(frame.affine, step))
 
 
@@ -107,10 +114,9 @@ def box_from_source(frame: Frame, xyxy):
 
 
 def _compose(outer, inner):
-    """outer o inner for [..., 2, 3] affines. Written out: a matmul on an accelerator may drop to 10-bit mantissas."""
-    xp = _namespace(outer, inner)
-    linear = outer[..., :, 0:1] * inner[..., 0:1, :] + outer[..., :, 1:2] * inner[..., 1:2, :]
-    return linear + outer[..., :, 2:3] * xp.asarray([0, 0, 1], xp.float32)
+    """outer [..., 2, 3] @ inner [..., 3, 3], written out: a matmul on an accelerator may drop to 10-bit mantissas."""
+    inner = _namespace(outer, inner).broadcast_to(inner, (*outer.shape[:-2], 3, 3))
+    return sum(outer[..., :, k : k + 1] * inner[..., k : k + 1, :] for k in range(3))
 
 
 def _ordered(xp, x1, y1, x2, y2):

@@ -5,6 +5,7 @@ it commutes with resampling), then the window to 0..255, rounding and clipping, 
 Resampling is separable and dense, two matmuls a view: H*W*S + S*W*S multiply-adds.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,32 @@ class Sources(NamedTuple):
     pixels: jax.Array | np.ndarray
     rescale: jax.Array | np.ndarray
     size: jax.Array | np.ndarray
+
+
+def stack_sources(
+    pixels: Sequence[Sequence[np.ndarray]], rescale: Sequence[Sequence[tuple[float, float]]], height: int, width: int
+) -> Sources:
+    """Native images as a Sources of numpy arrays in the bucket (height, width), edges replicated.
+
+    pixels: per prompt its images, [h, w] or [h, w, 3], all of one dtype and channel count. rescale: (slope, intercept) of each.
+    Prompts with fewer images than others repeat their first. Raises ValueError for an image larger than the bucket.
+    """
+    many = max(len(images) for images in pixels)
+    order = [[i if i < len(images) else 0 for i in range(many)] for images in pixels]
+    size = [[images[i].shape[:2] for i in row] for images, row in zip(pixels, order, strict=True)]
+    return Sources(
+        np.stack([np.stack([_padded(images[i], height, width) for i in row]) for images, row in zip(pixels, order, strict=True)]),
+        np.array([[pairs[i] for i in row] for pairs, row in zip(rescale, order, strict=True)], np.float32),
+        np.array(size, np.int32),
+    )
+
+
+def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[h, w] or [h, w, C] -> [height, width, C]."""
+    h, w = image.shape[:2]
+    if h > height or w > width:
+        raise ValueError(f"an image of {h}x{w} pixels does not fit the bucket {height}x{width}")
+    return np.pad(image.reshape(h, w, -1), ((0, height - h), (0, width - w), (0, 0)), mode="edge")
 
 
 def render_views(sources: Sources, row: jax.Array, frames: Frame, size: int) -> jax.Array:

@@ -6,7 +6,6 @@ Everything that can be wrong with a call is found on the host and raised as a To
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,7 +115,7 @@ class Tool:
 
     parameters: JSON schema of the arguments, which the model reads and Registry.parse enforces.
     compact: one short line for small models.
-    encode(arguments, images): ToolArgs without kind; sees schema-valid arguments and an img_idx in range; raises ToolError E3 or E4.
+    encode(arguments, images): ToolArgs without kind from schema-valid arguments; raises ToolError E3 or E4.
     reframe(frames [N], args): (frames [R], count, code), a pure array function of one row.
     """
 
@@ -173,8 +172,6 @@ class Registry:
         tool = self.tools[kind]
         _check_bounded(call.arguments)
         _check_schema(tool.validator, call.arguments)
-        if not 0 <= call.arguments["img_idx"] < len(images):
-            raise ToolError("E4", "No such image.")
         return tool.encode(call.arguments, images)._replace(kind=np.int32(kind))
 
 
@@ -192,9 +189,7 @@ def _check_bounded(value: Any, depth: int = 0) -> None:
             _check_bounded(item, depth + 1)
     elif isinstance(value, str) and len(value) > _MAX_STRING:
         raise ToolError("E4", "Text too long.")
-    elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else True):
-        raise ToolError("E4", "Number out of range.")
-    elif isinstance(value, (int, float)) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+    elif isinstance(value, (int, float)) and not -_MAX_NUMBER <= value <= _MAX_NUMBER:  # true of nan too
         raise ToolError("E4", "Number out of range.")
 
 
@@ -221,7 +216,7 @@ def apply_tools(
         return jax.lax.switch(row_args.kind + 1, branches, frames_N, row_args)
 
     new_BxR, count_B, code_B = jax.vmap(reframe)(frames, args)
-    row_BxR = jnp.where(jnp.arange(MAX_VIEWS) < count_B[:, None], source_row[:, None], -1)
+    row_BxR = jnp.where(jnp.arange(MAX_VIEWS)[None] < count_B[:, None], source_row[:, None], -1)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), new_BxR)
     views = render_views(sources, row_BxR.reshape(-1), flat, size)
     return ToolResult(views.reshape(*row_BxR.shape, size, size, 3), new_BxR, count_B, code_B)
@@ -229,6 +224,17 @@ def apply_tools(
 
 def _no_call(frames: Frame, args: ToolArgs):
     return named_frames(frames, args), jnp.int32(0), jnp.int32(NO_CALL)
+
+
+IMG_IDX = {"type": "integer", "description": "0-based index of an image in the conversation"}
+
+
+def named_image(arguments: Mapping[str, Any], images: Sequence[ImageInfo]) -> int:
+    """The argument img_idx. Raises ToolError E4 when the conversation has no such image."""
+    index = int(arguments["img_idx"])
+    if not 0 <= index < len(images):
+        raise ToolError("E4", "No such image.")
+    return index
 
 
 def named_frames(frames: Frame, args: ToolArgs) -> Frame:
