@@ -1,0 +1,174 @@
+"""A case: one scene, one question, and a variant of the scene for every answer.
+
+Two items, the twins, are made of each case. They share everything but the answer and what decides it.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from mvg_jax.data.phantom import certificate, render
+from mvg_jax.data.phantom.patterns import ATTRIBUTES, COUNTS, WINDOW, window_start
+from mvg_jax.data.phantom.questions import KINDS, OPTIONS, SHARES, TARGETS, wording
+from mvg_jax.data.phantom.scene import (
+    IMAGE_SIDE,
+    ORGANS,
+    SIDE,
+    Anatomy,
+    Blob,
+    Lesion,
+    Scene,
+    sample_anatomy,
+    sample_cyst,
+    sample_lesion,
+    sample_spine,
+)
+from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
+from mvg_jax.data.task import Box
+from mvg_jax.tools.spec import ToolCall
+
+ZOOM_UNITS, GRID_UNITS = 160, 20
+UNITS_PER_PX = 1000 / SIDE
+_STREAM = 0x7068616E  # keeps these draws apart from other users of the same seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """variants: the scene of each answer. twins: the answers of the two items. chain: shortest, the same for every answer.
+
+    clean: the patient without findings and noise, [SIDE, SIDE] float32 HU.
+    """
+
+    kind: str
+    question: str
+    anatomy: Anatomy
+    variants: dict[str, Scene]
+    twins: tuple[str, str]
+    clean: np.ndarray
+    chain: tuple[ToolCall, ...]
+    certificate: dict[str, float]
+
+
+def draw_case(pair: int) -> Case:
+    """The case of a pair of items, a function of `pair` alone. A scene that fails its certificate is drawn again."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_STREAM, pair))))
+    kind = KINDS[rng.choice(len(KINDS), p=list(SHARES.values()))]
+    while True:
+        case = _draw(rng, kind)
+        if not case.chain or _holds(case.certificate):
+            return case
+
+
+def boxes(scene: Scene, kind: str) -> tuple[Box, ...]:
+    """The lesions that a question of this kind is about; for `structure` also the cyst, if there is one."""
+    if kind == "window":
+        return (_box("vertebral lesion", scene.spine.x, scene.spine.y, scene.spine.rx, scene.spine.ry),)
+    found = tuple(_box("lesion", o.x, o.y, o.radius, o.radius) for o in scene.lesions)
+    if scene.cyst is not None:
+        found += (_box("cyst", scene.cyst.x, scene.cyst.y, scene.cyst.rx, scene.cyst.ry),)
+    return found
+
+
+def zoom_box(x: float, y: float) -> list[int]:
+    """The expert's zoom box: ZOOM_UNITS a side on a grid of GRID_UNITS, inside the image, as near (x, y) units as it can."""
+    low = [min(max(GRID_UNITS * round((c - ZOOM_UNITS / 2) / GRID_UNITS), 0), 1000 - ZOOM_UNITS) for c in (x, y)]
+    return [low[0], low[1], low[0] + ZOOM_UNITS, low[1] + ZOOM_UNITS]
+
+
+def zoom_call(*at: list[int]) -> ToolCall:
+    """A zoom on one box or several."""
+    return ToolCall("image_zoom_in_tool", {"bbox_2d": at[0] if len(at) == 1 else list(at), "img_idx": 0})
+
+
+def bone_window_call() -> ToolCall:
+    return ToolCall("window_level_tool", {"preset": "bone", "img_idx": 0})
+
+
+def _box(label: str, x: float, y: float, rx: float, ry: float) -> Box:
+    return Box(label, tuple(round(v * UNITS_PER_PX, 2) for v in (x - rx, y - ry, x + rx, y + ry)))
+
+
+def _holds(proof: dict[str, float]) -> bool:
+    tells = proof["dprime_overview"] <= certificate.LIMIT_OVERVIEW
+    return tells and proof["dprime_tool"] >= certificate.LIMIT_TOOL
+
+
+def _draw(rng: np.random.Generator, kind: str) -> Case:
+    anatomy = sample_anatomy(rng)
+    target, other = rng.choice(TARGETS), None
+    question = wording(rng, kind, target)
+    spine = sample_spine(rng, anatomy)
+    # A vertebral lesion comes and goes whatever is asked, unless it is what is asked about.
+    shown = [None, None, spine["lytic"], spine["sclerotic"]][rng.integers(4)]
+    seed = int(rng.integers(2**31))
+    empty = Scene(anatomy.body, anatomy.organs, anatomy.table_y, (), shown, None, seed)
+
+    def lesion(organs, pattern=None) -> Lesion:
+        pattern = pattern or str(rng.choice(ATTRIBUTES + COUNTS))
+        return sample_lesion(rng, anatomy, str(rng.choice(organs)), pattern)
+
+    def on_side(side: str) -> list[str]:
+        return [organ for organ in ORGANS if IMAGE_SIDE[organ] == side]
+
+    def with_lesions(*lesions: Lesion) -> Scene:
+        return dataclasses.replace(empty, lesions=lesions)
+
+    options = OPTIONS[kind]
+    match kind:
+        case "attribute" | "count":
+            one = lesion(ORGANS, options[0])
+            variants = {option: with_lesions(dataclasses.replace(one, pattern=option)) for option in options}
+        case "compare":
+            other = str(rng.choice([a for a in ATTRIBUTES if a != target]))
+            left, right = (lesion(on_side(side), str(target)) for side in options)
+            variants = {
+                "left": with_lesions(left, dataclasses.replace(right, pattern=other)),
+                "right": with_lesions(dataclasses.replace(left, pattern=other), right),
+            }
+        case "window":
+            scene = with_lesions(lesion(ORGANS))
+            variants = {option: dataclasses.replace(scene, spine=spine[option]) for option in options}
+        case "organ":
+            pattern = str(rng.choice(ATTRIBUTES + COUNTS))
+            variants = {organ: with_lesions(lesion([organ], pattern)) for organ in options}
+        case "side":
+            pattern = str(rng.choice(ATTRIBUTES + COUNTS))
+            variants = {side: with_lesions(lesion(on_side(side), pattern)) for side in options}
+        case "structure":
+            scene = with_lesions(lesion([organ for organ in ORGANS if organ != "liver"]))
+            variants = {"yes": dataclasses.replace(scene, cyst=sample_cyst(rng, anatomy)), "no": scene}
+    twins = tuple(str(option) for option in rng.permutation(options)[:2])
+
+    clean = render.render_anatomy(empty)
+    chain, proof = _prove(kind, anatomy, variants, clean)
+    return Case(kind, question, anatomy, variants, twins, clean, chain, proof)
+
+
+def _prove(kind: str, anatomy: Anatomy, variants: dict[str, Scene], clean: np.ndarray):
+    """The minimal chain and its certificate over all pairs of answers, from the noise-free images."""
+    if kind in ("organ", "side", "structure"):
+        return (), {}
+    images = []
+    for scene in variants.values():
+        images.append(clean.copy())
+        render.add_findings(images[-1], scene, anatomy)
+    scene = next(iter(variants.values()))
+    if kind == "window":
+        chain, views, window = bone_window_call(), [(0, 0, SIDE, SIDE)], BONE_WINDOW
+        differ = [_rect(scene.spine)]
+    else:
+        at = [zoom_box(o.x * UNITS_PER_PX, o.y * UNITS_PER_PX) for o in scene.lesions]
+        chain, window = zoom_call(*at), DEFAULT_WINDOW
+        views = [tuple(v / UNITS_PER_PX for v in box) for box in at]
+        starts = [window_start(o) for o in scene.lesions]
+        differ = [(x, y, x + WINDOW, y + WINDOW) for y, x in starts]
+    proof = {
+        "dprime_overview": certificate.overview_dprime(images, differ),
+        "dprime_tool": certificate.tool_dprime(images, views, window),
+    }
+    return (chain,), proof
+
+
+def _rect(blob: Blob) -> tuple[float, float, float, float]:
+    reach = max(blob.rx, blob.ry) + 2 * blob.edge
+    return blob.x - reach, blob.y - reach, blob.x + reach, blob.y + reach
