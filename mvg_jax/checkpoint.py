@@ -1,13 +1,17 @@
 """Checkpoints of a run: Orbax underneath, one clear error line on top.
 
-A checkpoint holds `arrays` (weights, optimiser state, key: any pytree of arrays, flattened to path → array, so that named tuples and
-empty states need no care) and `meta` (JSON: counters, iterator state, config hash). Orbax writes into a temporary directory and
-renames it, so a step directory is whole or not there.
+A checkpoint holds `arrays` (weights, optimiser state, key: any pytree of arrays, flattened to path → array, so that
+named tuples and empty states need no care) and `meta` (JSON: counters, iterator state, config hash). Orbax writes into
+a temporary directory and renames it, so a step directory is whole or not there.
 """
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
+import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +29,9 @@ class CheckpointError(RunError):
 class Checkpoints:
     """The checkpoints in `directory`.
 
-    keep: how many of the latest to keep. The directory is made, and what a killed save left behind is removed.
-        None opens for reading only: nothing is made, removed or cleaned, so that evaluating beside a live run cannot hurt it.
+    keep: how many of the latest to keep. The directory is made, and what a killed save left behind is
+        removed before the first save.
+        None opens for reading only: nothing is made or removed, so that evaluating beside a live run cannot hurt it.
     Raises CheckpointError when the directory is missing (reading) or cannot be made.
     """
 
@@ -35,17 +40,16 @@ class Checkpoints:
         if keep is None and not self._directory.is_dir():
             raise CheckpointError(f"no checkpoint directory {self._directory}")
         try:
-            self._manager = ocp.CheckpointManager(
-                self._directory,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep,
-                    read_only=keep is None,
-                    create=keep is not None,
-                    cleanup_tmp_directories=keep is not None,
-                    enable_async_checkpointing=False,  # a step that returns is committed
-                ),
-                item_handlers={"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                read_only=keep is None,
+                create=keep is not None,
+                cleanup_tmp_directories=keep is not None,
+                enable_async_checkpointing=False,  # a save that returns is committed
             )
+            handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            with _quiet(logging.WARNING):  # that reading is read-only is what we asked for
+                self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except OSError as error:
             raise CheckpointError(f"cannot open checkpoint directory {self._directory}: {error.strerror}") from error
 
@@ -60,31 +64,37 @@ class Checkpoints:
     def save(self, step: int, arrays: Any, meta: Mapping[str, Any]) -> None:
         """Writes and commits checkpoint `step`; drops the oldest beyond `keep` after that.
 
-        arrays: pytree of jax or numpy arrays, any dtype but typed keys (pass `jax.random.key_data(key)`).
+        arrays: pytree of jax or numpy arrays. ValueError on a typed key (pass `jax.random.key_data(key)`) or an array
+            of size zero.
         meta: JSON values (tuples come back as lists). TypeError or ValueError when it is not JSON.
-        CheckpointError when it cannot be written (disk full, step exists already): earlier checkpoints are untouched.
+        CheckpointError when it cannot be written (disk full, step not after the latest): earlier checkpoints are
+            untouched.
         """
         flat = _flatten(arrays)
+        for name, leaf in flat.items():
+            if leaf.size == 0 or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+                raise ValueError(f"cannot save {name}: {leaf.dtype}{list(leaf.shape)}")
         record = {"meta": dict(meta), "arrays": {name: _signature(leaf) for name, leaf in flat.items()}}
         json.dumps(record)
+        latest = self.latest()
+        if latest is not None and step <= latest:
+            raise CheckpointError(f"cannot save step {step} to {self._directory}: step {latest} is there already")
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(record))
         try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(arrays=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(record)),
-                force=True,
-            )
-        except Exception as error:  # Orbax and TensorStore wrap a full disk in ValueError, RuntimeError, groups of them, ...
+            with _quiet(logging.ERROR):
+                self._manager.save(step, args=args, force=True)
+        except Exception as error:  # Orbax and TensorStore raise a full disk as ValueError, RuntimeError, a group, ...
+            for torn in self._directory.glob(f"{step}.*"):  # gives the space back
+                shutil.rmtree(torn, ignore_errors=True)
             raise CheckpointError(
                 f"cannot save step {step} to {self._directory}: {_line(error)} (earlier checkpoints are untouched)"
             ) from error
-        if not saved:
-            raise CheckpointError(f"cannot save step {step} to {self._directory}: there is a checkpoint of step {self.latest()}")
 
     def restore(self, step: int | None, like: Any) -> tuple[Any, dict[str, Any]]:
         """(arrays, meta) of checkpoint `step` (None = the latest), bit for bit as saved.
 
-        like: pytree of arrays or jax.ShapeDtypeStruct: structure, shapes, dtypes and shardings wanted. A leaf without a sharding
-            comes back on the first device, a numpy leaf as numpy. Shapes and dtypes are never adapted.
+        like: pytree of arrays or jax.ShapeDtypeStruct: structure, shapes, dtypes and shardings wanted. A leaf without a
+            sharding comes back on the first device, a numpy leaf as numpy. Shapes and dtypes are never adapted.
         CheckpointError when there is no such checkpoint, when it does not fit `like`, and when it is damaged.
         """
         steps = self.steps()
@@ -92,26 +102,28 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self._directory}")
         step = steps[-1] if step is None else step
         if step not in steps:
-            raise CheckpointError(f"no checkpoint of step {step} in {self._directory}; there are {', '.join(map(str, steps))}")
+            there = ", ".join(map(str, steps))
+            raise CheckpointError(f"no checkpoint of step {step} in {self._directory}; there are {there}")
         wanted = _flatten(like)
-        try:
-            record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            saved, meta = record["arrays"], record["meta"]
-        except Exception as error:
-            raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {_line(error)}") from error
-        _check_fit(f"checkpoint {step} in {self._directory}", saved, {name: _signature(leaf) for name, leaf in wanted.items()})
-        try:
-            flat = self._manager.restore(
-                step,
-                args=ocp.args.Composite(arrays=ocp.args.StandardRestore({name: _target(leaf) for name, leaf in wanted.items()})),
-            )["arrays"]
-        except Exception as error:
-            raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {_line(error)}") from error
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted]), meta
+        record = self._read(step, meta=ocp.args.JsonRestore())
+        misfit = _misfit(record["arrays"], {name: _signature(leaf) for name, leaf in wanted.items()})
+        if misfit:
+            raise CheckpointError(f"checkpoint {step} in {self._directory} does not fit: {misfit}")
+        targets = {name: _target(leaf) for name, leaf in wanted.items()}
+        flat = self._read(step, arrays=ocp.args.StandardRestore(targets))
+        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted]), record["meta"]
 
     def close(self) -> None:
         """Ends Orbax's threads."""
         self._manager.close()
+
+    def _read(self, step: int, **item: Any) -> dict[str, Any]:
+        (name,) = item
+        try:
+            with _quiet(logging.ERROR):
+                return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+        except Exception as error:  # any damage to any file, in the words of three libraries
+            raise CheckpointError(f"cannot read checkpoint {step} in {self._directory}: {_line(error)}") from error
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -134,18 +146,32 @@ def _target(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _check_fit(what: str, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def _misfit(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """The first differences in words; empty when there are none."""
     differences = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
     differences += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
     differences += [f"{n} is {saved[n]}, wanted {wanted[n]}" for n in wanted if n in saved and saved[n] != wanted[n]]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise CheckpointError(f"{what} does not fit: {'; '.join(differences[:3])}{more}")
+    return "; ".join(differences[:3]) + (f" (and {len(differences) - 3} more)" if len(differences) > 3 else "")
+
+
+@contextlib.contextmanager
+def _quiet(level: int):
+    """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller."""
+    logger = logging.getLogger("absl")
+    below = lambda record: record.levelno < level
+    logger.addFilter(below)
+    try:
+        yield
+    finally:
+        logger.removeFilter(below)
 
 
 def _line(error: BaseException) -> str:
-    """The innermost cause's first line, shortened: Orbax nests the OS's words deep in multi-line texts."""
+    """The operating system's words where TensorStore hands on its error number, else the first line of the error."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(int(number[1]))
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

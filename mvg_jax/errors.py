@@ -2,4 +2,4 @@
 
 
 class RunError(Exception):
-    """Something outside the program is wrong (disk, path, checkpoint). The programs print its one line and exit with code 1."""
+    """Something outside the program is wrong (disk, path, checkpoint): programs print its one line and exit with 1."""

@@ -1,4 +1,4 @@
-"""The device mesh and THE table of sharding rules: logical axis → mesh axes. Nothing else in the project names a mesh axis."""
+"""The device mesh and THE table of sharding rules: logical axis → mesh axes. Nothing else names a mesh axis."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from mvg_jax.errors import RunError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axes of weights and of batches. Activations name their batch axis and leave the rest None: the compiler follows the weights.
+# Logical axes of weights and of batches. Activations name their batch axis and leave the rest None: the compiler
+# follows the weights.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # Rows are independent, so they go over every axis that does not split a matmul; fsdp devices are data-parallel too.
     "batch": ("data", "fsdp"),
@@ -32,8 +33,8 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
     """Mesh with axes (data, fsdp, tensor) of the sizes in `shape`, over the first data·fsdp·tensor devices.
 
     Axis types are Auto: JAX's own default, Explicit, refuses contractions over a sharded axis.
-    Raises RunError when an axis is unknown, missing or < 1, when there are too few devices, and when several processes would leave
-    devices out (a process without a device in the mesh hangs at the first collective).
+    Raises RunError when an axis is unknown, missing or < 1, when there are too few devices, and when several processes
+    would leave devices out (a process without a device in the mesh hangs at the first collective).
     """
     if set(shape) != set(AXES) or any(size < 1 for size in shape.values()):
         raise RunError(f"mesh shape must give a size >= 1 for each of {', '.join(AXES)}; got {dict(shape)}")
@@ -47,7 +48,7 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
 
 
 def sharding_for(mesh: Mesh, logical_axes: Sequence[str | None]) -> NamedSharding:
-    """Sharding of an array whose dims carry these logical names (None = not split). ValueError on a name without a rule."""
+    """Sharding of an array whose dims carry these names (None = not split). ValueError on a name without a rule."""
     unknown = [name for name in logical_axes if name is not None and name not in RULES]
     if unknown:
         raise ValueError(f"no sharding rule for {unknown}; rules exist for {sorted(RULES)}")

@@ -1,6 +1,7 @@
 """metrics.jsonl, the printed line and the progress bar of a run; summary.json.
 
-A step's metrics stay on the device until the next step has been dispatched, so that reading them never makes the device wait.
+A step's metrics stay on the device until the next step has been dispatched, so that reading them never makes the
+device wait.
 """
 
 import json
@@ -24,9 +25,10 @@ WALL_CLOCK = "time/"  # every key that differs between two runs of one config be
 class MetricsLog:
     """One JSON object a step in `workdir/metrics.jsonl`, one printed line a step, and the time left.
 
-    Steps count finished updates: step n is logged after the n-th update, and a checkpoint of step n is resumed with `resume_step=n`
-    (0 starts over). On opening, lines beyond `resume_step` are dropped: the steps after the checkpoint are about to be run again.
-    Call `flush()` before saving a checkpoint, or a run killed just after it resumes without that step's line.
+    Steps count finished updates: step n is logged after the n-th update, and a checkpoint of step n is resumed with
+    `resume_step=n` (0 starts over). On opening, lines beyond `resume_step` are dropped: the steps after the checkpoint
+    are about to be run again. Call `flush()` before saving a checkpoint, or a run killed just after it resumes without
+    that step's line.
 
     show: keys printed each step, in this order; a key that a step lacks is left out of its line.
     Only process 0 writes and prints. Raises RunError when the file cannot be read or written.
@@ -44,7 +46,7 @@ class MetricsLog:
         self._bar = tqdm.tqdm(total=total_steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty())
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds scalars (numbers, strings, 0-d arrays on host or device) to the step's record; writes the step before it.
+        """Adds scalars (numbers, strings, 0-d arrays on host or device) to the step's record; writes the one before.
 
         Several calls may name the same step. ValueError when steps go backwards or a key is given twice.
         """
@@ -62,7 +64,8 @@ class MetricsLog:
         """Reads the pending step from the device, writes and prints it."""
         if self._step is None:
             return
-        record = {"step": self._step} | {key: _plain(key, value) for key, value in jax.device_get(self._pending).items()}
+        values = jax.device_get(self._pending)
+        record = {"step": self._step} | {key: _plain(key, value) for key, value in values.items()}
         self._written, self._step, self._pending = self._step, None, {}
         if not self._writes:
             return
@@ -112,7 +115,10 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_summary(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
-    """Writes `summary` (JSON values; keys sorted) in one piece: a reader sees the old file or the new one. RunError if it cannot."""
+    """Writes `summary` (JSON values) with sorted keys, in one piece: a reader sees the old file or the new one.
+
+    Raises RunError when it cannot be written.
+    """
     write_atomically(path, _dumps(summary, indent=2) + "\n")
 
 
@@ -148,7 +154,7 @@ def _plain(key: str, value: Any) -> int | float | str | bool:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinities as the strings "NaN", "Infinity", "-Infinity" (protobuf's JSON mapping): bare, they are not JSON."""
+    """NaN and infinities as "NaN", "Infinity", "-Infinity" (protobuf's JSON mapping): bare, they are not JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
