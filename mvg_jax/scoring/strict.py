@@ -1,0 +1,126 @@
+"""The strict scorer: our reward and headline metric. An answer is right (1.0) or wrong (0.0); nothing is guessed.
+
+The rules, in order, after NFKC, lower case, and blanks for punctuation:
+1. No answer, or one longer than MAX_CHARS and than twice any option, is wrong.
+2. Gold is yes or no: the answer must begin with that word, alone or followed by punctuation and a few words, among which
+   nothing takes it back. "normal", "no evidence of ..." or "yes, no effusion" answer nothing.
+3. There are options: the answer must be one of them, by its text, its letter (A is the first), or both in agreement.
+4. Gold is a number: counts must be equal, measurements must round to gold, and a unit must be there.
+5. Gold is a list (commas, "and"): the same items in any order.
+6. Otherwise the words must be equal.
+A short lead-in ("the answer is", "it is") is allowed. There is no partial credit, no synonym table and no judge, so naming
+both sides, two options or a whole vocabulary never pays.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+MAX_CHARS = 200
+MAX_YES_NO_WORDS = 12
+
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
+# Numbers keep their sign, point and separators; signs that change a finding (<5, 50%, T2+) are words of their own.
+_WORD = re.compile(r"(?<![^\s(<>])-?[0-9]+(?:[.,][0-9]+)*|[0-9]+(?:[.,][0-9]+)*|[^\W_]+|[+%°<>]")
+_LEAD_IN = re.compile(
+    r"(?:the\s+)?(?:(?:final|correct)\s+)?(?:answer\s*(?:is\b|:)|it\s+is\b|this\s+is\b|option\b)[\s:]*"
+)
+_LETTER = re.compile(r"\(?([a-z])\s*[).:]*")
+_LETTER_AND_TEXT = re.compile(r"\(?([a-z])\s*[).:]+\s*(\S.*)", re.DOTALL)
+_YES_NO = re.compile(r"(yes|no)(?:\s*[.,;:!]+\s*(.*))?", re.DOTALL)
+_AGAINST = {"yes": {"no", "not", "none", "without"}, "no": {"yes"}}
+_NUMBER = re.compile(r"(-?[0-9]+(?:,[0-9]{3})*)(\.[0-9]+)?(?: (.+))?")
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+# Unit -> (base unit, how many of it). Only measurements in these units are compared with a tolerance.
+_UNITS = {
+    "mm": ("mm", 1), "cm": ("mm", 10), "m": ("mm", 1000), "ml": ("ml", 1), "l": ("ml", 1000),
+    "hu": ("hu", 1), "%": ("%", 1), "percent": ("%", 1),
+}  # fmt: skip
+
+
+def score(answer: str | None, gold: str, options: Sequence[str] = ()) -> float:
+    """1.0 if the answer is right by the rules above, else 0.0. ValueError if gold is none of the options."""
+    if options:
+        gold_index = _option_index(gold, options)
+        if gold_index is None:
+            raise ValueError(f"gold answer {gold!r} is none of the options {tuple(options)}")
+        gold = options[gold_index]
+    if answer is None or len(answer) > max(MAX_CHARS, *(2 * len(option) for option in (gold, *options))):
+        return 0.0
+    said = _fold(answer)
+    if lead_in := _LEAD_IN.match(said):
+        said = said[lead_in.end() :]
+    if not normalise(said):
+        return 0.0
+    closed = normalise(gold) in _AGAINST
+    if closed and (said_yes_no := _yes_no(said)) is not None:
+        return float(said_yes_no == normalise(gold))
+    if options:
+        return float(_option_index(said, options) == gold_index)
+    if closed:
+        return 0.0
+    if (wanted := _number(gold)) is not None:
+        return float(_same_number(_number(said), wanted))
+    return float(_items(said) == _items(gold))
+
+
+def normalise(text: str) -> str:
+    """Lower-case words with single blanks: no punctuation, no articles, number words as digits.
+
+    "a" is an article only in front: it also names hepatitis A.
+    """
+    words = [_DIGITS.get(word, word) for word in _WORD.findall(_fold(text))]
+    if len(words) > 1 and words[0] == "a":
+        words = words[1:]
+    return " ".join(word for word in words if word not in ("an", "the"))
+
+
+def _fold(text: str) -> str:
+    """NFKC, lower case, plain dashes, no invisible characters."""
+    text = _DASHES.sub("-", unicodedata.normalize("NFKC", text).lower())
+    return "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
+
+
+def _yes_no(raw: str) -> str | None:
+    """What a folded answer says, or None where it does not say yes or no and nothing against it."""
+    match = _YES_NO.fullmatch(raw)
+    if match is None:
+        return None
+    rest = normalise(match[2] or "").split()
+    return None if len(rest) > MAX_YES_NO_WORDS or _AGAINST[match[1]] & set(rest) else match[1]
+
+
+def _option_index(text: str, options: Sequence[str]) -> int | None:
+    """The one option that the text names, or None."""
+    texts = [normalise(option) for option in options]
+    if texts.count(normalise(text)) == 1:
+        return texts.index(normalise(text))
+    folded = _fold(text)
+    letters = [chr(ord("a") + i) for i in range(min(len(options), 26))]
+    if (match := _LETTER.fullmatch(folded)) and match[1] in letters:
+        return letters.index(match[1])
+    if (match := _LETTER_AND_TEXT.fullmatch(folded)) and match[1] in letters:
+        index = letters.index(match[1])
+        return index if normalise(match[2]) == texts[index] else None
+    return None
+
+
+def _number(text: str) -> tuple[float, str, float] | None:
+    """(value, unit, half a unit of the last digit given), lengths in mm and volumes in ml; None if it is no number."""
+    match = _NUMBER.fullmatch(normalise(text))
+    if match is None:
+        return None
+    whole, decimals, unit = match[1].replace(",", ""), match[2] or "", match[3] or ""
+    base, factor = _UNITS.get(unit, (unit, 1))
+    measured = unit in _UNITS or decimals
+    half_digit = 0.5 * factor * 10.0 ** -len(decimals[1:]) if measured else 0.0
+    return float(whole + decimals) * factor, base, half_digit
+
+
+def _same_number(got: tuple[float, str, float] | None, wanted: tuple[float, str, float]) -> bool:
+    return got is not None and got[1] == wanted[1] and abs(got[0] - wanted[0]) <= wanted[2] * (1 + 1e-9)
+
+
+def _items(text: str) -> frozenset[str]:
+    return frozenset(filter(None, map(normalise, re.split(r"[,;]|\band\b", _fold(text)))))
