@@ -1,0 +1,168 @@
+"""The update: ledger -> device batch -> log-probs -> loss -> optimiser, one compiled program a shape.
+
+The forward pass is the sampler's own: the prompt is run once a group and its rows attend to it, so that log-probs agree
+with those recorded while sampling. Microbatches are scanned; every sum is divided by the token count of the whole batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mvg_jax.rl.advantages import group_advantages
+from mvg_jax.rl.objective import Objective, policy_loss
+from mvg_jax.rollout.engine import bucket
+from mvg_jax.rollout.sampling import policy_logits
+from mvg_jax.trajectory import Trajectories
+
+
+class Batch(NamedTuple):
+    """A ledger on the device, cut into M microbatches of p prompts and b = p·G rows. n: packed views of a microbatch."""
+
+    prompts: jax.Array  # [M, p, L0] int32
+    prompt_length: jax.Array  # [M, p] int32
+    prompt_views: jax.Array  # [M, p, N0, S, S, 3] uint8
+    tokens: jax.Array  # [M, b, L] int32
+    positions: jax.Array  # [M, b, L] int32
+    mask: jax.Array  # [M, b, L] bool
+    behaviour: jax.Array  # [M, b, L] float32
+    reference: jax.Array  # [M, b, L] float32
+    views: jax.Array  # [M, n, S, S, 3] uint8
+    view_index: jax.Array  # [M, b, N] int32
+    reward: jax.Array  # [M, p, G] float32
+    temperature: jax.Array  # [M, b] float32
+
+
+class TrainState(NamedTuple):
+    """params: all weights. opt_state: over the trainable ones. step: int32 updates done."""
+
+    params: nnx.State
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerShapes:
+    """Bucket tables of the update: suffix length L, packed views n a microbatch; and the number M of microbatches."""
+
+    microbatches: int
+    suffix_lengths: tuple[int, ...]
+    view_batches: tuple[int, ...]
+
+
+def make_batch(trajectories: Trajectories, reward_B: np.ndarray, temperature_B: np.ndarray, shapes: LearnerShapes,
+               reference_BxL: np.ndarray | None = None) -> Batch:
+    """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row."""
+    t, M = trajectories, shapes.microbatches
+    P, G = len(t.prompts_PxL), t.group_size
+    if P % M:
+        raise ValueError(f"{P} prompts cannot be cut into {M} microbatches")
+    L = bucket(shapes.suffix_lengths, int(t.length_B.max()), "learner.suffix_lengths")
+    cut = lambda x: x.reshape(M, len(x) // M, *x.shape[1:])
+    tokens = t.tokens_BxL[:, :L]
+    behaviour = t.logprob_BxL[:, :L]
+    count_Mxb = cut(t.view_count_B)
+    n = bucket(shapes.view_batches, int(count_Mxb.sum(axis=1).max()), "learner.view_batches")
+    N = t.views_BxNxSxSx3.shape[1]
+    has_Mxbxn = np.arange(N)[None, None] < count_Mxb[..., None]
+    index = np.where(has_Mxbxn, np.cumsum(has_Mxbxn.reshape(M, -1), axis=1).reshape(has_Mxbxn.shape) - 1, 0)
+    views = np.zeros((M, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
+    micro, row, slot = np.nonzero(has_Mxbxn)
+    views[micro, index[micro, row, slot]] = cut(t.views_BxNxSxSx3)[micro, row, slot]
+    reference = behaviour if reference_BxL is None else reference_BxL[:, :L]
+    return Batch(cut(t.prompts_PxL), cut(t.prompt_length_P), cut(t.prompt_views_PxNxSxSx3), cut(tokens),
+                 cut(t.positions_BxL[:, :L]), cut(t.loss_mask_BxL[:, :L]), cut(behaviour), cut(reference), views,
+                 index.astype(np.int32), reward_B.astype(np.float32).reshape(M, P // M, G),
+                 cut(temperature_B.astype(np.float32)))
+
+
+def token_logprobs(graph: nnx.GraphDef, params: nnx.State, micro: Batch,
+                   banned_V: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(log-prob, entropy) [b, L] float32 of one microbatch's suffix tokens under the sampling policy."""
+    model = nnx.merge(graph, params)
+    p, N0 = micro.prompt_views.shape[:2]
+    group = micro.tokens.shape[0] // p
+    n = micro.views.shape[0]
+    views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
+    features = model.encode_images(views)
+    prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
+    hidden, prefix = model.prefill(micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:]))
+    first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
+    x = model.embed(micro.tokens, row_features[micro.view_index])
+    hidden, _ = model.decode(x, micro.positions, prefix=prefix)
+    before = jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)  # the state each token was drawn from
+    logits = jax.nn.log_softmax(policy_logits(model.logits(before), micro.temperature, banned_V[None, None]))
+    logprob = jnp.take_along_axis(logits, micro.tokens[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(jnp.exp(logits) * logits, axis=-1)
+    return jnp.where(micro.mask, logprob, 0.0), jnp.where(micro.mask, jax.lax.stop_gradient(entropy), 0.0)
+
+
+def trainable(freeze: tuple[str, ...]) -> Callable:
+    """A filter over parameter paths: all but those under a module named in `freeze`."""
+    return lambda path, _: not any(part in freeze for part in path)
+
+
+class Learner:
+    """Compiled update and scoring programs of one model. loss: "policy" (GRPO family) or "cross_entropy" (SFT)."""
+
+    def __init__(self, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, banned_V: np.ndarray, *,
+                 loss: str, objective: Objective, advantage_scale: str, freeze: tuple[str, ...]):
+        self.optimizer = optimizer
+        self.filter = trainable(freeze)
+        banned_V = jnp.asarray(banned_V)
+        terms = {"policy": functools.partial(_policy_terms, objective, advantage_scale), "cross_entropy": _imitation_terms}
+        self.update = jax.jit(functools.partial(_update, graph, optimizer, self.filter, terms[loss], banned_V),
+                              donate_argnums=0)
+        self.score = jax.jit(functools.partial(_score, graph, banned_V))
+
+    def init(self, params: nnx.State) -> TrainState:
+        return TrainState(params, self.optimizer.init(nnx.split_state(params, self.filter, ...)[0]), jnp.int32(0))
+
+    @property
+    def compiles(self) -> int:
+        return self.update._cache_size() + self.score._cache_size()
+
+
+def _policy_terms(objective, advantage_scale, micro: Batch, logprob):
+    advantage = group_advantages(micro.reward, advantage_scale).reshape(-1)
+    return policy_loss(objective, logprob, micro.behaviour, micro.reference, advantage, micro.mask)
+
+
+def _imitation_terms(micro: Batch, logprob):
+    """Cross-entropy of the demonstrated tokens. Every row weighs by its tokens."""
+    return -logprob.sum(), {}
+
+
+def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+    learned, frozen = nnx.split_state(state.params, keep, ...)
+    tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
+
+    def micro_loss(learned, micro: Batch):
+        logprob, entropy = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V)
+        loss, sums = terms(micro, logprob)
+        gap = jnp.abs(jnp.where(micro.mask, logprob - micro.behaviour, 0.0)).max()
+        return loss / tokens, {"gap": gap, "sums": sums | {"entropy": entropy.sum(), "logprob": logprob.sum()}}
+
+    def accumulate(carry, micro):
+        (loss, aux), gradient = jax.value_and_grad(micro_loss, has_aux=True)(learned, micro)
+        return jax.tree.map(jnp.add, carry, (gradient, loss)), aux
+
+    zero = (jax.tree.map(jnp.zeros_like, learned), jnp.float32(0))
+    (gradient, loss), aux = jax.lax.scan(accumulate, zero, batch)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, learned)
+    params = nnx.merge_state(optax.apply_updates(learned, updates), frozen)
+    metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
+    metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient), "logprob_gap": aux["gap"].max(),
+                "tokens": tokens}
+    return TrainState(params, opt_state, state.step + 1), metrics
+
+
+def _score(graph, banned_V, params, batch: Batch) -> jax.Array:
+    """Log-probs [M, b, L] of a batch's tokens; used for the reference policy."""
+    return jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V)[0], batch)

@@ -1,0 +1,166 @@
+"""The rollout engine: four compiled programs over a KV cache that lives as long as the conversation.
+
+    prefill   prompts [P, L]        -> prefix pool, first logits of every row        once per group of G rows
+    decode    logits [B, V]         -> at most T tokens a row, stops when all rows have stopped
+    encode    views [N, S, S, 3]    -> embeddings [N, E, D]                          only views that exist, in buckets of n
+    extend    [last token | observation] [B, X] -> logits of the next turn           appended at each row's own length
+
+A turn's last sampled token has no keys and values yet when decode stops; `extend` feeds it first. So a turn costs its own
+tokens and nothing else, and no text is ever tokenised twice.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mvg_jax.models.decoder import Prefix, Suffix
+from mvg_jax.rollout.sampling import draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The static shapes of a rollout: with these fixed, nothing compiles after warm-up.
+
+    prompts (P) x group (G) rows; prompt_length; turn_tokens (T): most tokens sampled a turn; observation_lengths and
+    encode_batches: bucket tables; suffix_length: KV cache a row; prompt_images and views: images a row may hold.
+    """
+
+    prompts: int
+    group: int
+    prompt_length: int
+    turn_tokens: int
+    observation_lengths: tuple[int, ...]
+    encode_batches: tuple[int, ...]
+    suffix_length: int
+    prompt_images: int
+    views: int
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+
+def bucket(table: tuple[int, ...], size: int, what: str) -> int:
+    """The smallest entry of an ascending table that holds `size`; ValueError names the table when none does."""
+    for entry in table:
+        if size <= entry:
+            return entry
+    raise ValueError(f"{what}: {size} does not fit the bucket table {table}; enlarge it in the config")
+
+
+class State(NamedTuple):
+    """What stays on the device between turns. pending_B: last sampled token, not yet in the cache."""
+
+    prefix: Prefix
+    suffix: Suffix
+    logits: jax.Array
+    pending_B: jax.Array
+
+
+class Drawn(NamedTuple):
+    """A turn's draws: tokens [B, T] int32, log-probs [B, T] float32, count [B] int32, ended [B] bool (end-of-turn drawn)."""
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    count: jax.Array
+    ended: jax.Array
+
+
+class Engine:
+    """The compiled programs of one model and one table of shapes. Weights are an argument: the engine holds none."""
+
+    def __init__(self, graph: nnx.GraphDef, shapes: Shapes, end_of_turn: int, banned_V: np.ndarray):
+        self.shapes = shapes
+        self.banned_V = jnp.asarray(banned_V)
+        self.encode = jax.jit(functools.partial(_encode, graph))
+        self.prefill = jax.jit(functools.partial(_prefill, graph, shapes.group, shapes.suffix_length))
+        self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
+        self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
+
+    @property
+    def compiles(self) -> int:
+        """Programs compiled so far; constant after warm-up."""
+        return sum(program._cache_size() for program in (self.encode, self.prefill, self.decode, self.extend))
+
+
+def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
+    """Encodes the views named by index_n (N itself = none, padding the bucket): embeddings [N, E, D], 0 where not named."""
+    features_nxExD = nnx.merge(graph, params).encode_images(views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0))
+    N = views_NxSxSx3.shape[0]
+    empty = jnp.zeros((N, *features_nxExD.shape[1:]), features_nxExD.dtype)
+    return empty.at[index_n].set(features_nxExD, mode="drop")
+
+
+def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExD) -> State:
+    """Runs every prompt once. Forking it into G rows copies nothing: row b reads prefix b // G."""
+    model = nnx.merge(graph, params)
+    P = len(length_P)
+    hidden_PxLxD, prefix = model.prefill(tokens_PxL, length_P, features_PxNxExD)
+    logits_PxV = model.logits(hidden_PxLxD[jnp.arange(P), length_P - 1])
+    suffix = Suffix.empty(model.config.text, P * group, suffix_length, prefix.keys[0].dtype)
+    return State(prefix, suffix, jnp.repeat(logits_PxV, group, axis=0), jnp.zeros(P * group, jnp.int32))
+
+
+def _positions(state_suffix_length_B, prefix: Prefix, T: int):
+    """Rotary positions of the next T tokens of each row."""
+    group = len(state_suffix_length_B) // len(prefix.length)
+    start_B = jnp.repeat(prefix.length, group, total_repeat_length=len(state_suffix_length_B)) + state_suffix_length_B
+    return start_B[:, None] + jnp.arange(T)[None]
+
+
+def _decode(graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, temperature_B,
+            banned_V) -> tuple[State, Drawn]:
+    """Samples one turn for the active rows, until each has drawn `end_of_turn` or T tokens."""
+    model = nnx.merge(graph, params)
+    B, T = len(active_B), turn_tokens
+
+    def record(drawn: Drawn, t, going_B, token_B, logprob_B) -> Drawn:
+        write = lambda array_BxT, value_B: jax.lax.dynamic_update_index_in_dim(
+            array_BxT, jnp.where(going_B, value_B, jnp.zeros_like(value_B)), t, axis=1)
+        return Drawn(write(drawn.tokens, token_B), write(drawn.logprobs, logprob_B),
+                     drawn.count + going_B.astype(jnp.int32), drawn.ended | (going_B & (token_B == end_of_turn)))
+
+    def going_on(carry):
+        t, going_B, _, _, _ = carry
+        return (t < T) & going_B.any()
+
+    def step(carry):
+        t, going_B, token_B, suffix, drawn = carry
+        x_Bx1xD = model.language_model.embed_tokens(token_B[:, None])
+        hidden, suffix = model.decode(x_Bx1xD, _positions(suffix.length, state.prefix, 1), prefix=state.prefix,
+                                      cache=suffix, count_B=going_B.astype(jnp.int32))
+        token_B, logprob_B = draw(model.logits(hidden[:, 0]), name_Bx4, suffix.length, temperature_B, banned_V)
+        drawn = record(drawn, t, going_B, token_B, logprob_B)
+        return t + 1, going_B & ~drawn.ended, token_B, suffix, drawn
+
+    # The first token comes from the logits at hand; the loop feeds a token only when a row wants another.
+    # The noise is named by the token's index in the row's suffix, which is what the cache holds when it is drawn.
+    token_B, logprob_B = draw(state.logits, name_Bx4, state.suffix.length, temperature_B, banned_V)
+    empty = Drawn(jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.float32), jnp.zeros(B, jnp.int32),
+                  jnp.zeros(B, bool))
+    drawn = record(empty, 0, active_B, token_B, logprob_B)
+    carry = (jnp.int32(1), active_B & ~drawn.ended, token_B, state.suffix, drawn)
+    _, _, token_B, suffix, drawn = jax.lax.while_loop(going_on, step, carry)
+    last_B = drawn.tokens[jnp.arange(B), jnp.maximum(drawn.count - 1, 0)]
+    return State(state.prefix, suffix, state.logits, jnp.where(active_B, last_B, state.pending_B)), drawn
+
+
+def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features_BxRxExD) -> State:
+    """Appends [pending token | observation] to the active rows and leaves the logits of their next turn.
+
+    tokens_BxT, count_B: observations. features_BxRxExD: embeddings of the views in them, in order.
+    """
+    model = nnx.merge(graph, params)
+    tokens = jnp.concatenate([state.pending_B[:, None], tokens_BxT], axis=1)
+    count_B = jnp.where(active_B, count_B + 1, 0)
+    x_BxTxD = model.embed(tokens, features_BxRxExD)
+    hidden, suffix = model.decode(x_BxTxD, _positions(state.suffix.length, state.prefix, tokens.shape[1]),
+                                  prefix=state.prefix, cache=state.suffix, count_B=count_B)
+    last_BxD = jnp.take_along_axis(hidden, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)[:, 0]
+    logits = jnp.where(active_B[:, None], model.logits(last_BxD), state.logits)
+    return State(state.prefix, suffix, logits, state.pending_B)

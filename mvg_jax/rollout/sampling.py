@@ -1,0 +1,46 @@
+"""From logits to a token: the one policy that sampler and learner share, and noise that depends on the token's name only."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvg_jax.models.layers import MASKED
+
+
+def policy_logits(logits_BxV: jax.Array, temperature_B: jax.Array, banned_V: jax.Array) -> jax.Array:
+    """Logits of the distribution that is sampled from, float32. Temperature 0 (greedy) leaves them unscaled."""
+    scale_B = jnp.where(temperature_B == 0, 1.0, temperature_B)
+    scale = scale_B.reshape(scale_B.shape + (1,) * (logits_BxV.ndim - scale_B.ndim))
+    return jnp.where(banned_V, MASKED, logits_BxV.astype(jnp.float32) / scale)
+
+
+def row_keys(seed: int, step: int, task_ids: list[str], sample_B: np.ndarray) -> np.ndarray:
+    """Names of the rows' noise, uint32 [B, 4]: (seed, step, task, sample). `token_uniform` adds the position."""
+    task_B = np.array([zlib.crc32(task.encode()) for task in task_ids], np.uint32)
+    B = len(task_B)
+    return np.stack([np.full(B, seed, np.uint32), np.full(B, step, np.uint32), task_B, sample_B.astype(np.uint32)], axis=1)
+
+
+def token_uniform(name_4: jax.Array, position: jax.Array) -> jax.Array:
+    """The uniform draw in [0, 1) of one token of one row."""
+    key = jax.random.key(name_4[0])
+    for part in (name_4[1], name_4[2], name_4[3], position):
+        key = jax.random.fold_in(key, part)
+    return jax.random.uniform(key)
+
+
+def draw(logits_BxV: jax.Array, name_Bx4: jax.Array, position_B: jax.Array, temperature_B: jax.Array,
+         banned_V: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token a row, by inverting the distribution at a single keyed uniform: (token [B] int32, log-prob [B] float32).
+
+    A draw needs one random number a row instead of one for every entry of the vocabulary (Gumbel-max), which on CPU is
+    the larger part of sampling. Zero-probability entries are never chosen: their step of the cumulative sum is flat.
+    """
+    logprob_BxV = jax.nn.log_softmax(policy_logits(logits_BxV, temperature_B, banned_V))
+    cumulative_BxV = jnp.cumsum(jnp.exp(logprob_BxV), axis=1)
+    uniform_B = jax.vmap(token_uniform)(name_Bx4, position_B)
+    drawn_B = jnp.sum(cumulative_BxV <= uniform_B[:, None] * cumulative_BxV[:, -1:], axis=1)
+    token_B = jnp.where(temperature_B == 0, jnp.argmax(logprob_BxV, axis=1), drawn_B).astype(jnp.int32)
+    return token_B, jnp.take_along_axis(logprob_BxV, token_B[:, None], axis=1)[:, 0]

@@ -1,0 +1,228 @@
+"""The turn loop: whoever speaks for the model, the environment answers, and the ledger keeps both.
+
+    prompts ──► policy.begin
+    ┌────────► policy.turn        sampled by the engine, or read from a script
+    │          parse, judge       host
+    │          apply_tools        device, all rows at once
+    │          ledger.append      model turn, observation, views
+    └───────── policy.observe     views encoded, observation appended to the KV cache
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mvg_jax.data.task import Task
+from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
+from mvg_jax.env.protocol import Protocol, Turn, parse_turn
+from mvg_jax.frames import Frame
+from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
+from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.tools import Sources, ToolResult, apply_tools, render_views
+from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
+
+
+class Phases:
+    """Seconds of a rollout by phase. With `block`, a phase waits for its own device work (for benchmarks)."""
+
+    def __init__(self, block: bool = False):
+        self.seconds: dict[str, float] = {}
+        self.host_reads = 0
+        self._block = block
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[list]:
+        """Times the body; device arrays put into the yielded list are waited for."""
+        work, start = [], time.perf_counter()
+        yield work
+        if self._block:
+            jax.block_until_ready(work)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def to_host(self, tree):
+        """The one way from the device to the host, counted."""
+        self.host_reads += 1
+        return jax.device_get(tree)
+
+
+class Prompts(NamedTuple):
+    """P prompts ready to roll out. tokens [P, L] int32 and length [P] on the host; native images and first views
+    [P, N0, S, S, 3] uint8 on the device."""
+
+    tasks: tuple[Task, ...]
+    tokens: np.ndarray
+    length: np.ndarray
+    sources: Sources
+    views: jax.Array
+
+
+class Policy(typing.Protocol):
+    """Whoever speaks for the model, one turn of all rows at a time."""
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        """Takes the prompts in."""
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        """A turn of the running rows, on the host."""
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        """Takes in what came of it; running_B are the rows that go on."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W) bucket of native images."""
+
+    protocol: Protocol
+    limits: Limits
+    shapes: Shapes
+    view_size: int
+    image_size: tuple[int, int]
+
+    def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
+        """Prompt tokens and first views of P tasks. ValueError when one does not fit the shapes."""
+        shapes = self.shapes
+        tokens = np.full((shapes.prompts, shapes.prompt_length), self.protocol.vocabulary.pad, np.int32)
+        length = np.zeros(shapes.prompts, np.int32)
+        for p, task in enumerate(tasks):
+            ids = self.protocol.prompt_ids(task, tools_on)
+            if len(ids) > shapes.prompt_length or len(task.images) != shapes.prompt_images:
+                raise ValueError(f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
+                                 f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge them in the config")
+            tokens[p, : len(ids)], length[p] = ids, len(ids)
+        sources = jax.device_put(task_sources(tasks, *self.image_size))
+        frames = reset(tasks, self.limits).frames
+        first = jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames)
+        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _first_views(sources: Sources, frames: Frame, size: int) -> jax.Array:
+    P, N = frames.source.shape
+    row = jnp.repeat(jnp.arange(P), N)
+    flat = jax.tree.map(lambda x: x.reshape(P * N, *x.shape[2:]), frames)
+    return render_views(sources, row, flat, size).reshape(P, N, size, size, 3)
+
+
+def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
+    """Plays all P·G episodes to their end."""
+    protocol, shapes = world.protocol, world.shapes
+    B, G = shapes.rows, shapes.group
+    vocabulary = protocol.vocabulary
+    episodes = reset([task for task in prompts.tasks for _ in range(G)], world.limits)
+    ledger = Ledger(prompts.tokens, prompts.length, phases.to_host(prompts.views), B, shapes.suffix_length, shapes.views,
+                    vocabulary.image, protocol.tokens_per_image)
+    source_row_B = np.repeat(np.arange(shapes.prompts, dtype=np.int32), G)
+    policy.begin(prompts, phases)
+    pending_views = []
+    for number in range(world.limits.max_turns):
+        before_B = episodes.running_B
+        drawn = policy.turn(number, before_B, phases)
+        with phases("host"):
+            ledger.append(drawn.tokens, drawn.count, MODEL, number, drawn.logprobs)
+            texts = [protocol.decode(drawn.tokens[b, : drawn.count[b]]) if before_B[b] and drawn.ended[b] else None
+                     for b in range(B)]
+            turns = [None if text is None else parse_turn(text) for text in texts]
+            cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
+            plan = plan_step(protocol.registry, episodes, turns, cut_off_B)
+        with phases("tools") as work:
+            result = apply_tools(protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view_size)
+            work.append(result)
+            frames, count, code = phases.to_host((result.frames, result.count, result.code))
+        with phases("host"):
+            room_B = shapes.suffix_length - shapes.turn_tokens - ledger.length_B
+            width = max(shapes.observation_lengths)
+            episodes, step = finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width, room_B)
+            ledger.append(step.observation_ids, step.length_B, ENVIRONMENT, number)
+            pending_views.append((step.views, step.count_B))
+        if not episodes.running_B.any():
+            break
+        policy.observe(step, episodes.running_B, phases)
+    with phases("host"):
+        for views, count_B in pending_views:
+            ledger.append_views(phases.to_host(views), count_B)
+        return ledger.close(), episodes
+
+
+class SampledPolicy:
+    """The model itself: turns are drawn by the engine. seed and step name the noise, with each row's task and sample."""
+
+    def __init__(self, engine: Engine, params: nnx.State, *, seed: int, step: int, sample_B: np.ndarray,
+                 temperature_B: np.ndarray):
+        self._engine, self._params = engine, params
+        self._noise = (seed, step, sample_B)
+        self._temperature_B = jnp.asarray(temperature_B, jnp.float32)
+        self._state: State | None = None
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        shapes = self._engine.shapes
+        seed, step, sample_B = self._noise
+        self._name_Bx4 = jnp.asarray(row_keys(seed, step, [t.id for t in prompts.tasks for _ in range(shapes.group)],
+                                              sample_B))
+        with phases("encode") as work:
+            views = prompts.views.reshape(-1, *prompts.views.shape[2:])
+            features = self._engine.encode(self._params, views, jnp.arange(len(views)))
+            work.append(features)
+        with phases("prefill") as work:
+            features = features.reshape(shapes.prompts, shapes.prompt_images, *features.shape[1:])
+            self._state = self._engine.prefill(self._params, prompts.tokens, prompts.length, features)
+            work.append(self._state)
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        with phases("decode"):
+            self._state, drawn = self._engine.decode(self._params, self._state, running_B, self._name_Bx4,
+                                                     self._temperature_B, self._engine.banned_V)
+            return Drawn(*phases.to_host(drawn))
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        shapes = self._engine.shapes
+        B, R = step.views.shape[:2]
+        with phases("encode") as work:
+            has_BxR = (np.arange(R)[None] < step.count_B[:, None]) & running_B[:, None]
+            index = np.flatnonzero(has_BxR)
+            n = bucket(shapes.encode_batches, len(index), "rollout.encode_batches")
+            index_n = np.full(n, B * R, np.int32)
+            index_n[: len(index)] = index
+            features = self._engine.encode(self._params, step.views.reshape(B * R, *step.views.shape[2:]), index_n)
+            work.append(features)
+        with phases("extend") as work:
+            T = bucket(shapes.observation_lengths, int(step.length_B.max()), "rollout.observation_lengths")
+            self._state = self._engine.extend(self._params, self._state, running_B, step.observation_ids[:, :T],
+                                              step.length_B, features.reshape(B, R, *features.shape[1:]))
+            work.append(self._state)
+
+
+class ScriptedPolicy:
+    """Turns written beforehand, as token ids: how demonstrations get their observations and become trajectories.
+
+    script: the turns of each row. A row whose script is over although it is still running is cut off.
+    """
+
+    def __init__(self, protocol: Protocol, script: Sequence[Sequence[Turn]], turn_tokens: int):
+        self._T = turn_tokens
+        self._script = [[[*protocol.turn_ids(turn), protocol.vocabulary.end_of_turn] for turn in turns] for turns in script]
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        pass
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        B, T = len(running_B), self._T
+        tokens, count = np.zeros((B, T), np.int32), np.zeros(B, np.int32)
+        for b in np.flatnonzero(running_B):
+            ids = self._script[b][number] if number < len(self._script[b]) else []
+            if len(ids) > T:
+                raise ValueError(f"a scripted turn of {len(ids)} tokens does not fit rollout.turn_tokens={T}")
+            tokens[b, : len(ids)], count[b] = ids, len(ids)
+        return Drawn(tokens, np.zeros((B, T), np.float32), count, count > 0)
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        pass
