@@ -29,7 +29,7 @@ PATTERN_LABEL = {
     "3": "specks_3",
 }
 # Brightest point of each pattern over the lesion's ground, HU, after the projection.
-PEAK = {"rim-enhancing": 150.0, "calcified": 190.0, "septated": 150.0, "1": 200.0, "2": 200.0, "3": 200.0}
+PEAK = {"rim-enhancing": 150.0, "calcified": 190.0, "septated": 150.0, "1": 230.0, "2": 230.0, "3": 230.0}
 
 
 @functools.cache

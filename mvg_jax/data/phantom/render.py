@@ -30,19 +30,11 @@ def depth(blob: Blob) -> tuple[tuple[slice, slice], np.ndarray] | None:
     y = (np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - blob.y))[:, None]
     u = x * np.float32(c / blob.rx) + y * np.float32(s / blob.rx)
     v = x * np.float32(-s / blob.ry) + y * np.float32(c / blob.ry)
-    r = np.sqrt(u * u + v * v)
+    r = u * u
+    r += v * v
+    np.sqrt(r, out=r)
     if blob.bends:
-        inverse = 1 / np.maximum(r, np.float32(1e-3))
-        cos1, sin1 = u * inverse, v * inverse
-        turn, cos_k, sin_k = 1, cos1, sin1
-        out = np.ones_like(r)
-        for order, amplitude, phase in sorted(blob.bends):
-            while turn < order:
-                cos_k, sin_k = cos_k * cos1 - sin_k * sin1, sin_k * cos1 + cos_k * sin1
-                turn += 1
-            out += np.float32(amplitude * math.cos(phase)) * cos_k
-            out -= np.float32(amplitude * math.sin(phase)) * sin_k
-        r *= out
+        r *= _bend(blob.bends, u, v, r)
     np.subtract(np.float32(1), r, out=r)
     r *= np.float32(min(blob.rx, blob.ry))
     if blob.bottom < math.inf:
@@ -50,11 +42,43 @@ def depth(blob: Blob) -> tuple[tuple[slice, slice], np.ndarray] | None:
     return (slice(y0, y1), slice(x0, x1)), r
 
 
+def _bend(bends: tuple[tuple[int, float, float], ...], u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """1 + sum of amplitude * cos(order * angle + phase) at the points (u, v) of radius r, orders 2 to 4; spoils u and v."""
+    u /= np.maximum(r, np.float32(1e-3))
+    v /= np.maximum(r, np.float32(1e-3))
+    cos2, sin2 = u * u, u * v
+    cos2 += cos2
+    cos2 -= 1
+    sin2 += sin2
+    out = np.ones_like(r)
+    for order, amplitude, phase in bends:
+        match order:
+            case 2:
+                cos, sin = cos2, sin2
+            case 3:
+                cos, sin = cos2 * u - sin2 * v, sin2 * u + cos2 * v
+            case 4:
+                cos, sin = 2 * cos2 * cos2 - 1, 2 * sin2 * cos2
+        if math.cos(phase):
+            out += cos * np.float32(amplitude * math.cos(phase))
+        if math.sin(phase):
+            out -= sin * np.float32(amplitude * math.sin(phase))
+    return out
+
+
 def _cover(d: np.ndarray, inset: float, edge: float) -> np.ndarray:
     """How much of each pixel is deeper than `inset`, 0..1."""
     a = d * np.float32(1 / edge)
     a += np.float32(0.5 - inset / edge)
-    return np.clip(a, 0, 1, out=a)
+    np.maximum(a, np.float32(0), out=a)
+    return np.minimum(a, np.float32(1), out=a)
+
+
+def _blend(target: np.ndarray, a: np.ndarray, value: float) -> None:
+    """target + a * (value - target), in place."""
+    step = np.float32(value) - target
+    step *= a
+    target += step
 
 
 def paint(hu: np.ndarray, blob: Blob) -> None:
@@ -66,7 +90,7 @@ def paint(hu: np.ndarray, blob: Blob) -> None:
     target = hu[box]
     for layer in blob.layers:
         a = _cover(d, layer.inset, blob.edge)
-        target += a * (np.float32(layer.hu) - target)
+        _blend(target, a, layer.hu)
 
 
 def paint_label(labels: np.ndarray, blob: Blob) -> None:
@@ -89,7 +113,7 @@ def render_anatomy(scene: Scene) -> np.ndarray:
     target = hu[box]
     for layer in scene.body.layers:
         a = _cover(d, layer.inset, scene.body.edge)
-        target += a * (np.float32(layer.hu) - target)
+        _blend(target, a, layer.hu)
     strands = _take(rng, _strands())[box]
     target += a * strands
     for blob in scene.organs:
@@ -139,6 +163,7 @@ def label_map(scene: Scene) -> np.ndarray:
     return labels
 
 
+@functools.cache
 def largest_noise_power() -> float:
     """Upper bound of the noise power at any spatial frequency, HU² per native pixel, texture included."""
     total = WHITE_SD**2
@@ -155,9 +180,8 @@ def _paint_table(hu: np.ndarray, y: float) -> None:
     rows = np.arange(y0, SIDE, dtype=np.float32)[:, None]
     d = rows - top
     target = hu[y0:]
-    for low, high, value in ((0, 20, -920.0), (0, 2.5, -350.0), (18, 20.5, -350.0)):
-        a = np.clip(np.minimum(d - low, high - d) + 0.5, 0, 1)
-        target += a * (np.float32(value) - target)
+    for low, high, value in ((0, 20, -930.0), (0, 2, -60.0), (18, 20, -90.0)):
+        _blend(target, np.clip(np.minimum(d - low, high - d) + 0.5, 0, 1), value)
 
 
 def _take(rng: np.random.Generator, bank: np.ndarray) -> np.ndarray:

@@ -131,24 +131,17 @@ ZONES = {
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draws a patient: pose, organ shapes and densities (portal-venous phase), bowel, bones."""
     pose = Pose(
-        x=256 + rng.uniform(-9, 9), y=244 + rng.uniform(-9, 9), scale=rng.uniform(0.96, 1.06), roll=rng.uniform(-0.06, 0.06)
+        x=256 + rng.uniform(-9, 9), y=244 + rng.uniform(-9, 9), scale=rng.uniform(0.99, 1.07), roll=rng.uniform(-0.06, 0.06)
     )
 
     def blob(x, y, rx, ry, *layers, angle=0.0, shift=2.0, stretch=0.04, bend=0.0, edge=2.0, fluid=None):
         """A blob in body coordinates, jittered in place and size; fluid: level below its centre where gas ends."""
-        px, py = pose(x + rng.uniform(-shift, shift), y + rng.uniform(-shift, shift))
-        bends = tuple((k, bend * rng.uniform(0.3, 1), rng.uniform(0, 2 * math.pi)) for k in (2, 3)) if bend else ()
-        return Blob(
-            px,
-            py,
-            rx * pose.scale * rng.uniform(1 - stretch, 1 + stretch),
-            ry * pose.scale * rng.uniform(1 - stretch, 1 + stretch),
-            tuple(Layer(*layer) for layer in layers),
-            angle + pose.roll,
-            bends,
-            math.inf if fluid is None else py + fluid,
-            edge,
-        )
+        jx, jy, jrx, jry, b2, b3, p2, p3 = rng.uniform(-1, 1, 8)
+        px, py = pose(x + shift * jx, y + shift * jy)
+        rx, ry = (pose.scale * r * (1 + stretch * j) for r, j in ((rx, jrx), (ry, jry)))
+        bends = tuple((k, bend * (0.65 + 0.35 * b), math.pi * p) for k, b, p in ((2, b2, p2), (3, b3, p3))) if bend else ()
+        bottom = math.inf if fluid is None else py + fluid
+        return Blob(px, py, rx, ry, tuple(Layer(*layer) for layer in layers), angle + pose.roll, bends, bottom, edge)
 
     fat = rng.uniform(-108, -96)
     muscle = rng.uniform(52, 66)
@@ -159,7 +152,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
     skin = ((0, 25, "soft"), (3, fat, "soft"), (rim, muscle, "soft"), (rim + rng.uniform(8, 11), fat, "soft"))
     body = dataclasses.replace(
-        blob(0, 0, 214, 158, *skin, stretch=0.02, edge=2.5), bends=((4, -0.022, 0.0), (2, 0.01, rng.uniform(0, 6.28)))
+        blob(0, 0, 214, 158, *skin, stretch=0.02, edge=2.5), bends=((4, 0.018, 0.0), (3, 0.01, rng.uniform(0, 6.28)))
     )
 
     organs = []
