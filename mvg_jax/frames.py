@@ -1,11 +1,11 @@
 """Frames: what part of which native image a view shows, how it is turned, and through which intensity window.
 
-A view's unit coordinates (u to the right, v down, both in [0, 1], measured at pixel edges) map to pixel-edge coordinates of
-the native image, (x, y) = affine @ (u, v, 1) with x in [0, W] and y in [0, H]. Every tool composes on this map, and pixels are
-read from the native image again, so that a zoom into a rotated, windowed zoom loses nothing.
+A view's unit coordinates (u to the right, v down, both in [0, 1], measured at pixel edges) map to pixel-edge
+coordinates of the native image, (x, y) = affine @ (u, v, 1) with x in [0, W] and y in [0, H]. Every tool composes on
+this map, and pixels are read from the native image again, so that a zoom into a rotated, windowed zoom loses nothing.
 
-All affines made here are dihedral: an axis-aligned box of the source, possibly mirrored and turned by quarters. The functions
-are pure, take numpy and jax arrays alike, and broadcast over leading dimensions.
+All affines made here are dihedral: an axis-aligned box of the source, possibly mirrored and turned by quarters. The
+functions are pure and take numpy and jax arrays alike; arguments have a frame's leading dimensions or broadcast to them.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def zoom(frame: Frame, box) -> Frame:
 
 
 def flip(frame: Frame, axis) -> Frame:
-    """The view mirrored: axis [...] int is HORIZONTAL (left and right change places) or VERTICAL (top and bottom do)."""
+    """The view mirrored: axis [...] int is HORIZONTAL (left and right swap) or VERTICAL (top and bottom swap)."""
     xp = _namespace(frame.affine, axis)
     return frame._replace(affine=_compose(frame.affine, xp.asarray(_FLIPS)[axis]))
 

@@ -25,7 +25,7 @@ _TOOLS = {tool.name: tool for tool in (ZOOM_IN, FLIP, ROTATE, WINDOW_LEVEL)}
 
 
 def default_registry(names: tuple[str, ...] | None) -> Registry:
-    """The built-in tools of these names, in this order; None = all. Raises ValueError for a name that is not one of them."""
+    """The built-in tools of these names, in this order; None = all. Raises ValueError for any other name."""
     names = tuple(_TOOLS) if names is None else names
     if unknown := set(names) - set(_TOOLS):
         raise ValueError(f"unknown tools {sorted(unknown)}; there are {sorted(_TOOLS)}")

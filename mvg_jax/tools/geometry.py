@@ -72,7 +72,7 @@ ZOOM_IN = Tool(
         "properties": {
             "bbox_2d": {
                 "anyOf": [_BOX, {"type": "array", "items": _BOX, "minItems": 1}],
-                "description": f"[x1, y1, x2, y2] in 0-1000 relative to the image, or a list of up to {MAX_VIEWS} such boxes",
+                "description": f"[x1, y1, x2, y2] in 0-1000 relative to the image, or a list of at most {MAX_VIEWS}",
             },
             "label": {"type": "string", "maxLength": 100, "description": "what the region shows"},
             "img_idx": IMG_IDX,

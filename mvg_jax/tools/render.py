@@ -1,10 +1,11 @@
 """From frames to pixels: resample the native image, window it, turn it upright to the view.
 
-The order is fixed: antialiased linear resampling of native values in float32, then rescale to physical units (a linear map, so
+The order is fixed: antialiased linear resampling of native values in float32, then rescale to physical units (linear, so
 it commutes with resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition.
-Resampling is separable and dense, two matmuls a view: H*W*S + S*W*S multiply-adds.
+Resampling is separable and dense, two matmuls a view whatever the zoom: H*W*S + S*W*S multiply-adds a channel.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ CHUNK = 8  # views rendered at a time
 class Sources(NamedTuple):
     """Native images on the device: M for each of P prompts, in one (H, W, dtype, channels) bucket.
 
-    pixels: [P, M, H, W, C] uint8 or uint16, C in {1, 3}. rescale: [P, M, 2] float32, physical = raw * slope + intercept.
+    pixels: [P, M, H, W, C] uint8 or uint16, C in {1, 3}.
+    rescale: [P, M, 2] float32 (slope, intercept), physical value = raw * slope + intercept.
     size: [P, M, 2] int32, true (height, width); pixels beyond it are never shown.
     """
 
@@ -34,17 +36,19 @@ def stack_sources(
 ) -> Sources:
     """Native images as a Sources of numpy arrays in the bucket (height, width), edges replicated.
 
-    pixels: per prompt its images, [h, w] or [h, w, 3], all of one dtype and channel count. rescale: (slope, intercept) of each.
-    Prompts with fewer images than others repeat their first. Raises ValueError for an image larger than the bucket.
+    pixels: per prompt its images, [h, w] or [h, w, 3], all of one dtype and channel count.
+    rescale: (slope, intercept) of each. Prompts with fewer images than others repeat their first.
+    Raises ValueError for mixed dtypes or channels and for an image larger than the bucket.
     """
     many = max(len(images) for images in pixels)
     order = [[i if i < len(images) else 0 for i in range(many)] for images in pixels]
     size = [[images[i].shape[:2] for i in row] for images, row in zip(pixels, order, strict=True)]
-    return Sources(
-        np.stack([np.stack([_padded(images[i], height, width) for i in row]) for images, row in zip(pixels, order, strict=True)]),
-        np.array([[pairs[i] for i in row] for pairs, row in zip(rescale, order, strict=True)], np.float32),
-        np.array(size, np.int32),
-    )
+    kinds = {(image.dtype, image.shape[2:]) for images in pixels for image in images}
+    if len(kinds) > 1:
+        raise ValueError(f"images of one bucket share dtype and channels, not {sorted(map(str, kinds))}")
+    padded = [[_padded(images[i], height, width) for i in row] for images, row in zip(pixels, order, strict=True)]
+    pairs = [[given[i] for i in row] for given, row in zip(rescale, order, strict=True)]
+    return Sources(np.array(padded), np.array(pairs, np.float32), np.array(size, np.int32))
 
 
 def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -55,10 +59,12 @@ def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(image.reshape(h, w, -1), ((0, height - h), (0, width - w), (0, 0)), mode="edge")
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def render_views(sources: Sources, row: jax.Array, frames: Frame, size: int) -> jax.Array:
     """[n, S, S, 3] uint8 views of frames [n], read from the native images of sources row [n] int32.
 
-    Views with row < 0 are black and cost nothing: the others are packed to the front and rendered in chunks, as many as needed.
+    Views with row < 0 are black and cost nothing: the others are packed to the front and rendered in chunks, no more of
+    them than needed (a loop of dynamic length, so shapes stay static).
     """
     n = row.shape[0]
     asked = row >= 0
@@ -89,10 +95,10 @@ def _render(sources: Sources, row: jax.Array, frame: Frame, size: int) -> jax.Ar
 def _resample(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: int) -> jax.Array:
     """[S, S, C] float32 raw values of the source box xyxy (pixel edges), upright.
 
-    The antialiasing kernel reads real neighbours outside of the box. Padding of the bucket has weight zero, and what remains is
-    renormalised, just as scale_and_translate itself does at the edges of an array: a view does not depend on its bucket.
+    The antialiasing kernel reads real neighbours outside of the box. Padding of the bucket has weight zero, and what
+    remains is renormalised, as scale_and_translate itself does at the edges of an array: the bucket leaves no trace.
     """
-    height, width, channels = pixels.shape
+    height, width = pixels.shape[:2]
     x1, y1, x2, y2 = box
     scale = jnp.stack([size / (y2 - y1), size / (x2 - x1)])
     shift = -jnp.stack([y1, x1]) * scale
@@ -110,7 +116,7 @@ def _resample(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: int
 
 
 def _orient(upright: jax.Array, affine: jax.Array) -> jax.Array:
-    """The upright image as the dihedral affine turns it: transposed when u runs along y, mirrored where u or v run backwards."""
+    """The upright image as the affine turns it: transposed when u runs along y, mirrored where u or v run backwards."""
     (a, b, _), (c, d, _) = affine
     image = jnp.where(abs(b) > abs(a), upright.swapaxes(0, 1), upright)
     image = jnp.where(a + c < 0, image[:, ::-1], image)  # one of the two is zero

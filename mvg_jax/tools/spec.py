@@ -1,7 +1,7 @@
 """What a tool is: its schema for the model, its host-side argument check, and its pure array function on the device.
 
-A call goes ToolCall (untrusted JSON) -> Registry.parse -> ToolArgs (fixed shapes) -> apply_tools -> views, frames, count, code.
-Everything that can be wrong with a call is found on the host and raised as a ToolError; on the device every call is legal.
+A call goes ToolCall (untrusted JSON) -> Registry.parse -> ToolArgs (fixed shapes) -> apply_tools -> ToolResult.
+Whatever can be wrong with a call is found on the host and raised as a ToolError; on the device every call is legal.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from mvg_jax.tools.render import Sources, render_views
 MAX_VIEWS = 2  # R: views one call may return. A shape that every compiled program shares.
 NUMBERS = 4  # scalars a tool may take beside its boxes
 
-# What the model is told beside the views, by code: (one view, several views). Append only: stored trajectories hold the codes.
+# What the model is told beside the views, by code: (one view, several). Append only: stored trajectories hold codes.
 NO_CALL, OK_ZOOM, OK_FLIP, OK_ROTATE, OK_WINDOW = range(5)
 TEXTS = (
     ("", ""),
@@ -91,8 +91,10 @@ class ToolArgs(NamedTuple):
     numbers: jax.Array | np.ndarray
 
     @classmethod
-    def of(cls, image: int, boxes: Sequence[Sequence[float]] = (), numbers: Sequence[float] = (), count: int = 1) -> "ToolArgs":
-        """One call (numpy), its kind still -1. Unused boxes are the whole view, so that no tool divides by an empty one."""
+    def of(
+        cls, image: int, boxes: Sequence[Sequence[float]] = (), numbers: Sequence[float] = (), count: int = 1
+    ) -> "ToolArgs":
+        """One call (numpy), its kind still -1. Unused boxes are the whole view: no tool ever meets an empty one."""
         boxes_Rx4 = np.tile(np.array([0, 0, 1000, 1000], np.float32), (MAX_VIEWS, 1))
         boxes_Rx4[: len(boxes)] = np.array(boxes, np.float32).reshape(-1, 4)
         numbers_4 = np.zeros(NUMBERS, np.float32)
@@ -101,7 +103,10 @@ class ToolArgs(NamedTuple):
 
 
 class ToolResult(NamedTuple):
-    """views: [B, R, S, S, 3] uint8 (black beyond count); frames: [B, R]; count: [B] int32; code: [B] int32."""
+    """What calls gave. views: [..., R, S, S, 3] uint8, black from count on. frames: [..., R]. count, code: [...] int32.
+
+    Frames from count on are legal but mean nothing.
+    """
 
     views: jax.Array
     frames: Frame
@@ -126,20 +131,39 @@ class Tool:
     encode: Callable[[Mapping[str, Any], Sequence[ImageInfo]], ToolArgs]
     reframe: Callable[[Frame, ToolArgs], tuple[Frame, jax.Array, jax.Array]]
 
-    def apply(self, sources: Sources, frames: Frame, args: ToolArgs, size: int) -> tuple[jax.Array, Frame, jax.Array, jax.Array]:
-        """One row's call: sources pixels [M, H, W, C], frames [N] -> views [R, S, S, 3] uint8, frames [R], count, code."""
+    def apply(self, sources: Sources, frames: Frame, args: ToolArgs, size: int) -> ToolResult:
+        """One row's call on its own: sources pixels [M, H, W, C], frames [N]."""
         new, count, code = self.reframe(frames, args)
         row = jnp.where(jnp.arange(MAX_VIEWS) < count, 0, -1)
-        return render_views(jax.tree.map(lambda x: x[None], sources), row, new, size), new, count, code
+        views = render_views(jax.tree.map(lambda x: x[None], sources), row, new, size)
+        return ToolResult(views, new, count, code)
 
     @functools.cached_property
     def validator(self) -> jsonschema.Draft202012Validator:
         return jsonschema.Draft202012Validator(self.parameters)
 
 
+# For writers of tools.
+
+IMG_IDX = {"type": "integer", "description": "0-based index of an image in the conversation"}
+
+
+def named_image(arguments: Mapping[str, Any], images: Sequence[ImageInfo]) -> int:
+    """The argument img_idx. Raises ToolError E4 when the conversation has no such image."""
+    index = int(arguments["img_idx"])
+    if not 0 <= index < len(images):
+        raise ToolError("E4", "No such image.")
+    return index
+
+
+def named_frames(frames: Frame, args: ToolArgs) -> Frame:
+    """The frame that the call names, R times: [N] -> [R]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[args.image], (MAX_VIEWS, *x.shape[1:])), frames)
+
+
 @dataclasses.dataclass(frozen=True)
 class Registry:
-    """The tools a model may call; ToolArgs.kind is the position in `tools`. Hashable: a static argument of compiled programs."""
+    """The tools a model may call; ToolArgs.kind is the position. Hashable: a static argument of compiled programs."""
 
     tools: tuple[Tool, ...]
 
@@ -181,7 +205,7 @@ _VALUE_KEYWORDS = frozenset({"enum", "minimum", "maximum", "exclusiveMinimum", "
 
 
 def _check_bounded(value: Any, depth: int = 0) -> None:
-    """Refuses values on which validation itself could be slow or fail (endless nesting, integers of thousands of digits)."""
+    """Refuses values on which validation itself could be slow or fail: endless nesting, integers of 5,000 digits."""
     if isinstance(value, (dict, list)):
         if depth == _MAX_DEPTH or len(value) > _MAX_ITEMS:
             raise ToolError("E3", "Arguments too large.")
@@ -208,7 +232,7 @@ def apply_tools(
     """Carries out one call a row, of any mix of tools, in one compiled program.
 
     source_row: [B] int32, the row of `sources` that each conversation is about. frames: [B, N]. args: [B].
-    Frame arithmetic runs every tool's branch for every row, which is nothing; pixels are rendered once, and only where asked for.
+    Frame arithmetic runs every tool's branch for every row, a few flops; pixels are rendered once, where asked for.
     """
 
     def reframe(frames_N: Frame, row_args: ToolArgs):
@@ -224,19 +248,3 @@ def apply_tools(
 
 def _no_call(frames: Frame, args: ToolArgs):
     return named_frames(frames, args), jnp.int32(0), jnp.int32(NO_CALL)
-
-
-IMG_IDX = {"type": "integer", "description": "0-based index of an image in the conversation"}
-
-
-def named_image(arguments: Mapping[str, Any], images: Sequence[ImageInfo]) -> int:
-    """The argument img_idx. Raises ToolError E4 when the conversation has no such image."""
-    index = int(arguments["img_idx"])
-    if not 0 <= index < len(images):
-        raise ToolError("E4", "No such image.")
-    return index
-
-
-def named_frames(frames: Frame, args: ToolArgs) -> Frame:
-    """The frame that the call names, R times: [N] -> [R]."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x[args.image], (MAX_VIEWS, *x.shape[1:])), frames)

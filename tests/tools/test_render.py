@@ -1,0 +1,180 @@
+import jax
+import numpy as np
+import pytest
+
+from mvg_jax import frames as fr
+from mvg_jax.tools import Sources, render_views, stack_sources
+from mvg_jax.tools.render import CHUNK
+
+SIZE = 16
+HU = (1.0, -1024.0)
+WINDOW = (-160.0, 240.0)
+
+
+def render(sources: Sources, *frames: fr.Frame) -> np.ndarray:
+    """Views [n, S, S, 3] of up to 4 frames of the first row (always 4, so that few programs are compiled)."""
+    stacked = jax.tree.map(lambda *x: np.stack(x), *frames, *[frames[0]] * (4 - len(frames)))
+    row = np.where(np.arange(4) < len(frames), 0, -1).astype(np.int32)
+    return np.asarray(render_views(sources, row, stacked, SIZE))[: len(frames)]
+
+
+def one_source(pixels: np.ndarray, rescale=HU, bucket: tuple[int, int] = (64, 64)) -> Sources:
+    return stack_sources([[pixels]], [[rescale]], *bucket)
+
+
+def reference(pixels: np.ndarray, rescale, frame: fr.Frame, size: int) -> np.ndarray:
+    """[S, S, C] float64 grey levels before rounding: each output pixel by its own loop, from the affine alone."""
+    (a, b, tx), (c, d, ty) = frame.affine.astype(np.float64)
+    low, high = frame.window.astype(np.float64)
+
+    def triangle(count, centre, pitch):
+        weights = np.array([max(0.0, 1 - abs(k + 0.5 - centre) / max(pitch, 1.0)) for k in range(count)])
+        return weights / weights.sum()
+
+    physical = pixels.reshape(*pixels.shape[:2], -1).astype(np.float64) * rescale[0] + rescale[1]
+    out = np.zeros((size, size, physical.shape[2]))
+    for i in range(size):
+        for j in range(size):
+            u, v = (j + 0.5) / size, (i + 0.5) / size
+            rows = triangle(physical.shape[0], c * u + d * v + ty, (abs(c) + abs(d)) / size)
+            columns = triangle(physical.shape[1], a * u + b * v + tx, (abs(a) + abs(b)) / size)
+            out[i, j] = np.einsum("hwc,h,w->c", physical, rows, columns)
+    return np.clip((out - low) / (high - low) * 255, 0, 255)
+
+
+def smooth_ct(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return (rng.integers(0, 400, (height, width)) + 864).astype(np.uint16)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["uint16", "rgb", "padded"])
+def test_any_composition_matches_a_plain_float64_reference(kind, seed):
+    rng = np.random.default_rng(seed)
+    height, width = (64, 64) if kind == "uint16" else (40, 56)
+    pixels, rescale, window = smooth_ct(rng, height, width), HU, WINDOW
+    if kind == "rgb":
+        pixels, rescale, window = rng.integers(0, 256, (height, width, 3), np.uint8), (1.0, 0.0), (0.0, 255.0)
+    frames = [fr.full_frame(height, width, window, 0)]
+    for box in [(0, 300, 500, 1000), (37, 11, 981, 622), (433, 401, 561, 630)]:  # reduced, then enlarged
+        frames.append(fr.flip(fr.rotate(fr.zoom(frames[-1], np.array(box)), rng.integers(4)), rng.integers(2)))
+    for frame, view in zip(frames, render(one_source(pixels, rescale), *frames), strict=True):
+        expected = reference(pixels, rescale, frame, SIZE)
+        np.testing.assert_allclose(view, np.broadcast_to(expected, view.shape), atol=0.5 + 2e-2)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirror", [None, fr.HORIZONTAL, fr.VERTICAL])
+def test_turns_and_mirrors_are_those_of_the_rendered_pixels(turns, mirror):
+    pixels = smooth_ct(np.random.default_rng(0), 64, 64)
+    frame = fr.zoom(fr.full_frame(64, 64, WINDOW, 0), np.array([125, 250, 625, 875]))
+    turned = fr.rotate(frame, turns)
+    turned = turned if mirror is None else fr.flip(turned, mirror)
+    plain, view = render(one_source(pixels), frame, turned)
+    expected = np.rot90(plain, -turns)
+    expected = {None: expected, fr.HORIZONTAL: expected[:, ::-1], fr.VERTICAL: expected[::-1]}[mirror]
+    np.testing.assert_array_equal(view, expected)
+    assert plain.std() > 10
+
+
+def test_a_zoom_into_a_rotated_zoom_lands_on_the_native_pixels():
+    pixels = np.full((64, 64), 1024, np.uint16)
+    pixels[20:24, 46:48] = 2000  # 4 rows, 2 columns
+    frame = fr.zoom(fr.full_frame(64, 64, WINDOW, 0), np.array([500, 250, 1000, 750]))  # x 32..64, y 16..48
+    frame = fr.rotate(frame, 1)  # of 32: the block's rows 4..8 from the top are now at u 28..24, columns 14..16 at v
+    frame = fr.zoom(frame, np.array([500, 250, 1000, 750]))  # u 16..32, v 8..24: native pixels one to one
+    view = render(one_source(pixels), frame)[0]
+    expected = np.zeros((16, 16), bool)
+    expected[6:8, 8:12] = True
+    np.testing.assert_array_equal(view[..., 0] == 255, expected)
+    np.testing.assert_allclose(fr.box_from_source(frame, np.array([46, 20, 48, 24])), [500, 375, 750, 500], atol=1e-2)
+
+
+def test_a_window_on_a_zoom_reads_native_values_again():
+    pixels = np.tile(np.arange(64) * 20 + 1324, (64, 1)).astype(np.uint16)  # from 300 HU upwards, all clipped
+    clipped = fr.zoom(fr.full_frame(64, 64, WINDOW, 0), np.array([250, 250, 500, 500]))
+    bone = fr.zoom(fr.with_window(clipped, -500.0, 1300.0), np.array([0, 0, 1000, 1000]))
+    first, second = render(one_source(pixels), clipped, bone)
+    assert (first == 255).all()
+    np.testing.assert_array_equal(second[0, :, 0], np.round((300 + 20 * np.arange(16, 32) + 500) / 1800 * 255))
+
+
+def test_resampling_comes_before_the_window():
+    checker = np.indices((64, 64)).sum(0) % 2
+    pixels = (checker * 2000 + 24).astype(np.uint16)  # -1000 and 1000 HU
+    view = render(one_source(pixels), fr.full_frame(64, 64, WINDOW, 0))
+    inner = view[0, 1:-1, 1:-1].astype(int)
+    assert abs(inner - 160 / 400 * 255).max() <= 1  # the mean, 0 HU; windowed first it would be 128
+
+
+def test_sixteen_bit_steps_survive_at_the_top_of_the_range():
+    pixels = np.full((64, 64), 65000, np.uint16)
+    pixels[:, 8:] = 65001
+    frame = fr.zoom(fr.full_frame(64, 64, (65000.0, 65001.0), 0), np.array([0, 0, 250, 250]))
+    view = render(one_source(pixels, (1.0, 0.0)), frame)[0]
+    np.testing.assert_array_equal(view[..., 0], np.tile(np.where(np.arange(16) >= 8, 255, 0), (16, 1)))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1000, 1000), (0, 0, 90, 90), (700, 900, 1000, 1000), (0, 480, 1000, 510)])
+@pytest.mark.parametrize("bucket", [(50, 40), (64, 64)])
+def test_edges_are_not_darkened(box, bucket):
+    pixels = np.full((50, 40), 1100, np.uint16)
+    frame = fr.zoom(fr.full_frame(50, 40, WINDOW, 0), np.array(box))
+    view = render(one_source(pixels, HU, bucket), frame, fr.rotate(frame, 1))
+    np.testing.assert_array_equal(view, round((76 + 160) / 400 * 255))
+
+
+def test_a_view_does_not_depend_on_its_bucket_or_on_what_lies_in_the_padding():
+    pixels = smooth_ct(np.random.default_rng(3), 50, 40)
+    whole = fr.full_frame(50, 40, WINDOW, 0)
+    frames = whole, fr.zoom(whole, np.array([900, 900, 1000, 1000]))
+    padded = one_source(pixels)
+    padded.pixels[:, :, 50:] = 65535
+    padded.pixels[:, :, :, 40:] = 65535
+    difference = render(padded, *frames).astype(int) - render(one_source(pixels, HU, (50, 40)), *frames)
+    assert abs(difference).max() <= 1
+
+
+def test_a_crop_reads_its_real_neighbours():
+    pixels = np.full((64, 64), 864, np.uint16)
+    pixels[:, :32] = 1264
+    frame = fr.zoom(fr.full_frame(64, 64, WINDOW, 0), np.array([500, 0, 1000, 1000]))  # just right of the step
+    view = render(one_source(pixels), frame)[0]
+    assert (view[:, 0] > 0).all()
+    assert (view[:, 1:] == 0).all()
+
+
+def test_unasked_views_are_black_and_leave_the_others_alone():
+    rng = np.random.default_rng(4)
+    n = 2 * CHUNK + 3
+    images = [[smooth_ct(rng, 64, 64)] for _ in range(3)]
+    sources = stack_sources(images, [[HU]] * 3, 64, 64)
+    row = rng.integers(-1, 3, n).astype(np.int32)
+    assert CHUNK < (row >= 0).sum() < n
+    boxes = np.concatenate([rng.uniform(0, 400, (n, 2)), rng.uniform(600, 1000, (n, 2))], 1).astype(np.float32)
+    whole = fr.full_frame(64, 64, WINDOW, 0)
+    frames = fr.zoom(jax.tree.map(lambda x: np.stack([x] * n), whole), boxes)
+    views = np.asarray(render_views(sources, row, frames, SIZE))
+    for i in range(n):
+        alone = render(one_source(images[row[i]][0]), fr.zoom(whole, boxes[i]))[0]
+        np.testing.assert_array_equal(views[i], alone if row[i] >= 0 else 0)
+        assert alone.std() > 0
+    assert not np.asarray(render_views(sources, np.full(n, -1, np.int32), frames, SIZE)).any()
+
+
+def test_a_frame_reads_the_image_that_it_names():
+    images = [np.full((16, 24), 10, np.uint8), np.full((20, 12), 90, np.uint8)]
+    sources = stack_sources([images, images[1:]], [[(1.0, 0.0), (2.0, 5.0)], [(1.0, 0.0)]], 24, 24)
+    first, second = render(sources, fr.full_frame(16, 24, (0.0, 255.0), 0), fr.full_frame(20, 12, (0.0, 255.0), 1))
+    assert (first == 10).all()
+    assert (second == 185).all()
+    np.testing.assert_array_equal(sources.size, [[[16, 24], [20, 12]], [[20, 12], [20, 12]]])
+    np.testing.assert_array_equal(sources.pixels[0, 1], 90)
+
+
+def test_images_that_do_not_fit_a_bucket_are_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        one_source(np.zeros((8, 65), np.uint8))
+    with pytest.raises(ValueError, match="dtype"):
+        stack_sources([[np.zeros((8, 8), np.uint8)], [np.zeros((8, 8), np.uint16)]], [[HU], [HU]], 8, 8)
+    with pytest.raises(ValueError, match="channels"):
+        stack_sources([[np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)]], [[HU, HU]], 8, 8)
