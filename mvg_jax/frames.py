@@ -5,7 +5,7 @@ coordinates of the native image, (x, y) = affine @ (u, v, 1) with x in [0, W] an
 this map, and pixels are read from the native image again, so that a zoom into a rotated, windowed zoom loses nothing.
 
 All affines made here are dihedral: an axis-aligned box of the source, possibly mirrored and turned by quarters. The
-functions are pure and take numpy and jax arrays alike; arguments have a frame's leading dimensions or broadcast to them.
+functions are pure and take numpy and jax arrays alike; arguments have a frame's leading dimensions or broadcast to it.
 """
 
 from typing import NamedTuple

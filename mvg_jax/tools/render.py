@@ -1,7 +1,7 @@
 """From frames to pixels: resample the native image, window it, turn it upright to the view.
 
-The order is fixed: antialiased linear resampling of native values in float32, then rescale to physical units (linear, so
-it commutes with resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition.
+The order is fixed: antialiased linear resampling of native values in float32, then rescale to physical units (linear,
+so it commutes with resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition.
 Resampling is separable and dense, two matmuls a view whatever the zoom: H*W*S + S*W*S multiply-adds a channel.
 """
 
