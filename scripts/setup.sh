@@ -36,13 +36,17 @@ rm -f "$stamp"
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
 
 # Compiled now, once: where PYTHONDONTWRITEBYTECODE is set, every later process would compile 10,000 files again. pip compiles anyway.
+# The system's certificates, where there are any: behind an inspecting proxy uv's own are not enough.
+if .venv/bin/python -c 'import ssl, sys; sys.exit(not ssl.create_default_context().cert_store_stats()["x509_ca"])'; then
+  export UV_SYSTEM_CERTS=1
+fi
 uv() { UV_COMPILE_BYTECODE=1 VIRTUAL_ENV="$PWD/.venv" .venv/bin/uv "$@"; }
 
 echo "setup: installing requirements.lock into .venv (about a minute, 1 GB)"
 if pip install -q uv && uv pip install -q --require-hashes -r requirements.lock && uv pip install -q --no-deps -e .; then
   :
 else
-  echo "setup: uv cannot be had or failed; installing with pip, which takes a few minutes" >&2
+  echo "setup: uv cannot be had or failed; installing with pip" >&2
   pip install -q --require-hashes -r requirements.lock
   pip install -q --no-deps -e .
 fi
