@@ -3,7 +3,7 @@
     episodes = reset(tasks, limits)
     until every row has stopped:
         plan = plan_step(registry, episodes, turns)         host: parsed turns -> calls as arrays, errors, stops
-        result = apply_tools(..., plan.frames, plan.args)   device: one program for all rows, those without a call masked
+        result = apply_tools(..., plan.frames, plan.args)   device: one program for all rows, those with no call masked
         episodes, step = finish_step(protocol, plan, ...)   host: counts, codes and frames -> observation tokens
 
 A row is its task, its images' frames and its turns; everything else (answer, errors, rewards) follows from these.
@@ -264,7 +264,7 @@ def step(
     texts: Sequence[str],
     width: int,
 ) -> tuple[Episodes, StepResult]:
-    """One whole step from the turns' texts ("" in rows that have stopped). act: apply_tools bound to the rows' sources."""
+    """One whole step from the turns' texts ("" in stopped rows). act: apply_tools, bound to the rows' sources."""
     turns = [parse_turn(text) if running else None for text, running in zip(texts, episodes.running_B, strict=True)]
     plan = plan_step(protocol.registry, episodes, turns)
     result = act(plan.frames, plan.args)

@@ -63,6 +63,11 @@ def error_text(code: str, text: str) -> str:
     return f"{code}: {text}"
 
 
+def question_text(task: Task) -> str:
+    """What the user asks; untrusted text."""
+    return task.question + ("\nOptions: " + ", ".join(task.options) if task.options else "")
+
+
 def render_turn(turn: Turn) -> str:
     """The turn as text, without the end-of-turn token. ValueError if the text would not parse."""
     text = "".join(part for part, _ in _turn_parts(turn))
@@ -312,12 +317,11 @@ class Protocol:
 
     def prompt_ids(self, task: Task, tools_on: bool = True) -> list[int]:
         """System turn and user turn, up to where the model begins; E placeholders for each of the task's images."""
-        question = "\n" + task.question
-        if task.options:
-            question += "\nOptions: " + ", ".join(task.options)
         system = f"<|im_start|>system\n{self.system_text(tools_on)}<|im_end|>\n<|im_start|>user\n"
         head = self.vocabulary.encode_parts((system, True))
-        tail = self.vocabulary.encode_parts((question, False), ("<|im_end|>\n<|im_start|>assistant\n", True))
+        tail = self.vocabulary.encode_parts(
+            ("\n" + question_text(task), False), ("<|im_end|>\n<|im_start|>assistant\n", True)
+        )
         return head + self._image_ids() * len(task.images) + tail
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019 - few protocols live, each as long as the program

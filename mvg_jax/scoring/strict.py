@@ -2,14 +2,14 @@
 
 The rules, in order, after NFKC, lower case, and blanks for punctuation:
 1. No answer, or one longer than MAX_CHARS and than twice any option, is wrong.
-2. Gold is yes or no: the answer must begin with that word, alone or followed by punctuation and a few words, among which
-   nothing takes it back. "normal", "no evidence of ..." or "yes, no effusion" answer nothing.
+2. Gold is yes or no: the answer must begin with that word, alone or followed by punctuation and a few words that do not
+   take it back. "normal", "no evidence of ..." or "yes, no effusion" answer nothing.
 3. There are options: the answer must be one of them, by its text, its letter (A is the first), or both in agreement.
 4. Gold is a number: counts must be equal, measurements must round to gold, and a unit must be there.
 5. Gold is a list (commas, "and"): the same items in any order.
 6. Otherwise the words must be equal.
-A short lead-in ("the answer is", "it is") is allowed. There is no partial credit, no synonym table and no judge, so naming
-both sides, two options or a whole vocabulary never pays.
+A short lead-in ("the answer is", "it is") is allowed. There is no partial credit, no synonym table and no judge, so
+naming both sides, two options or a whole vocabulary never pays.
 """
 
 import re
