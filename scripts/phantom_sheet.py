@@ -1,7 +1,7 @@
 """Draws a contact sheet of PhantomVQA: `python scripts/phantom_sheet.py --out=/tmp/sheet.png --split=val`.
 
-A row an item: native image at its default window, the overview as the tiny model receives it, the views after the minimal
-chain (for controls none), then question, options, answer and certificate.
+A row an item: native image at its default window, the overview as the tiny model receives it, the views after the
+minimal chain (for controls none), then question, options, answer and certificate.
 """
 
 import textwrap
@@ -26,7 +26,8 @@ def view(hu: np.ndarray, box: list[float], window: tuple[float, float]) -> Image
     side = hu.shape[0] / 1000
     x1, y1, x2, y2 = (v * side for v in box)
     small = grey(sample(hu, weights(hu.shape[0], y1, y2, VIEW), weights(hu.shape[1], x1, x2, VIEW)), window)
-    return Image.fromarray(np.rint(small).astype(np.uint8)).resize((TILE // 2 - GAP // 2,) * 2, Image.Resampling.NEAREST)
+    shown = Image.fromarray(np.rint(small).astype(np.uint8))
+    return shown.resize((TILE // 2 - GAP // 2,) * 2, Image.Resampling.NEAREST)
 
 
 def row(task) -> Image.Image:
@@ -47,7 +48,10 @@ def row(task) -> Image.Image:
     for k, small in enumerate(views):
         tile.paste(small, (TILE + GAP + half * (k % 2), half * (k // 2)))
     proof = ", ".join(f"{name[7:]} {value:.2g}" for name, value in task.certificate.items())
-    lines = [task.id, task.kind, task.question, "options: " + ", ".join(task.options), "answer: " + task.answer, f"d' {proof}"]
+    options = "options: " + ", ".join(task.options)
+    lines = [task.id, task.kind, task.question, options, "answer: " + task.answer]
+    if proof:
+        lines.append(f"d' {proof}")
     text = "\n".join(line for part in lines for line in textwrap.wrap(part, 34))
     ImageDraw.Draw(tile).multiline_text((2 * TILE + 2 * GAP, 4), text, fill=255, spacing=6)
     return tile

@@ -4,12 +4,13 @@ Two items, the twins, are made of each case. They share everything but the answe
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from mvg_jax.data.phantom import certificate, render
 from mvg_jax.data.phantom.patterns import ATTRIBUTES, COUNTS, WINDOW, window_start
-from mvg_jax.data.phantom.questions import KINDS, OPTIONS, SHARES, TARGETS, wording
+from mvg_jax.data.phantom.questions import CONTROLS, KINDS, OPTIONS, SHARES, TARGETS, wording
 from mvg_jax.data.phantom.scene import (
     IMAGE_SIDE,
     ORGANS,
@@ -34,29 +35,45 @@ _STREAM = 0x7068616E  # keeps these draws apart from other users of the same see
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """variants: the scene of each answer. twins: the answers of the two items. chain: shortest, the same for every answer.
-
-    clean: the patient without findings and noise, [SIDE, SIDE] float32 HU.
-    """
+    """variants: the scene of each answer. twins: the answers of the two items."""
 
     kind: str
     question: str
     anatomy: Anatomy
     variants: dict[str, Scene]
     twins: tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """clean: the patient without findings and noise, [SIDE, SIDE] float32 HU.
+
+    chain: the shortest that shows the answer; the same for every answer.
+    certificate: bounds of d' over all pairs of answers, {} where no tool is needed.
+    """
+
     clean: np.ndarray
     chain: tuple[ToolCall, ...]
     certificate: dict[str, float]
 
 
-def draw_case(pair: int) -> Case:
+def draw_case(pair: int) -> tuple[Case, Proof]:
     """The case of a pair of items, a function of `pair` alone. A scene that fails its certificate is drawn again."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_STREAM, pair))))
-    kind = KINDS[rng.choice(len(KINDS), p=list(SHARES.values()))]
+    rng = pair_rng(pair)
+    kind = sample_kind(rng)
     while True:
-        case = _draw(rng, kind)
-        if not case.chain or _holds(case.certificate):
-            return case
+        case = sample_case(rng, kind)
+        proof = prove(case)
+        if not proof.chain or _holds(proof.certificate):
+            return case, proof
+
+
+def pair_rng(pair: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((_STREAM, pair))))
+
+
+def sample_kind(rng: np.random.Generator) -> str:
+    return KINDS[rng.choice(len(KINDS), p=list(SHARES.values()))]
 
 
 def boxes(scene: Scene, kind: str) -> tuple[Box, ...]:
@@ -70,7 +87,7 @@ def boxes(scene: Scene, kind: str) -> tuple[Box, ...]:
 
 
 def zoom_box(x: float, y: float) -> list[int]:
-    """The expert's zoom box: ZOOM_UNITS a side on a grid of GRID_UNITS, inside the image, as near (x, y) units as it can."""
+    """The expert's zoom box: ZOOM_UNITS a side, on a grid of GRID_UNITS, inside 0..1000, near (x, y)."""
     low = [min(max(GRID_UNITS * round((c - ZOOM_UNITS / 2) / GRID_UNITS), 0), 1000 - ZOOM_UNITS) for c in (x, y)]
     return [low[0], low[1], low[0] + ZOOM_UNITS, low[1] + ZOOM_UNITS]
 
@@ -88,14 +105,15 @@ def _box(label: str, x: float, y: float, rx: float, ry: float) -> Box:
     return Box(label, tuple(round(v * UNITS_PER_PX, 2) for v in (x - rx, y - ry, x + rx, y + ry)))
 
 
-def _holds(proof: dict[str, float]) -> bool:
-    tells = proof["dprime_overview"] <= certificate.LIMIT_OVERVIEW
-    return tells and proof["dprime_tool"] >= certificate.LIMIT_TOOL
+def _holds(bounds: dict[str, float]) -> bool:
+    hidden = bounds["dprime_overview"] <= certificate.LIMIT_OVERVIEW
+    return hidden and bounds["dprime_tool"] >= certificate.LIMIT_TOOL
 
 
-def _draw(rng: np.random.Generator, kind: str) -> Case:
+def sample_case(rng: np.random.Generator, kind: str) -> Case:
+    """Draws patient, findings, question and the twins' answers; nothing is proved yet."""
     anatomy = sample_anatomy(rng)
-    target, other = rng.choice(TARGETS), None
+    target = str(rng.choice(TARGETS))
     question = wording(rng, kind, target)
     spine = sample_spine(rng, anatomy)
     # A vertebral lesion comes and goes whatever is asked, unless it is what is asked about.
@@ -103,8 +121,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Case:
     seed = int(rng.integers(2**31))
     empty = Scene(anatomy.body, anatomy.organs, anatomy.table_y, (), shown, None, seed)
 
-    def lesion(organs, pattern=None) -> Lesion:
-        pattern = pattern or str(rng.choice(ATTRIBUTES + COUNTS))
+    def lesion(organs: Sequence[str], pattern: str) -> Lesion:
         return sample_lesion(rng, anatomy, str(rng.choice(organs)), pattern)
 
     def on_side(side: str) -> list[str]:
@@ -114,46 +131,43 @@ def _draw(rng: np.random.Generator, kind: str) -> Case:
         return dataclasses.replace(empty, lesions=lesions)
 
     options = OPTIONS[kind]
+    any_pattern = str(rng.choice(ATTRIBUTES + COUNTS))
     match kind:
         case "attribute" | "count":
             one = lesion(ORGANS, options[0])
             variants = {option: with_lesions(dataclasses.replace(one, pattern=option)) for option in options}
         case "compare":
             other = str(rng.choice([a for a in ATTRIBUTES if a != target]))
-            left, right = (lesion(on_side(side), str(target)) for side in options)
+            left, right = (lesion(on_side(side), target) for side in options)
             variants = {
                 "left": with_lesions(left, dataclasses.replace(right, pattern=other)),
                 "right": with_lesions(dataclasses.replace(left, pattern=other), right),
             }
         case "window":
-            scene = with_lesions(lesion(ORGANS))
+            scene = with_lesions(lesion(ORGANS, any_pattern))
             variants = {option: dataclasses.replace(scene, spine=spine[option]) for option in options}
         case "organ":
-            pattern = str(rng.choice(ATTRIBUTES + COUNTS))
-            variants = {organ: with_lesions(lesion([organ], pattern)) for organ in options}
+            variants = {organ: with_lesions(lesion([organ], any_pattern)) for organ in options}
         case "side":
-            pattern = str(rng.choice(ATTRIBUTES + COUNTS))
-            variants = {side: with_lesions(lesion(on_side(side), pattern)) for side in options}
+            variants = {side: with_lesions(lesion(on_side(side), any_pattern)) for side in options}
         case "structure":
-            scene = with_lesions(lesion([organ for organ in ORGANS if organ != "liver"]))
+            scene = with_lesions(lesion([organ for organ in ORGANS if organ != "liver"], any_pattern))
             variants = {"yes": dataclasses.replace(scene, cyst=sample_cyst(rng, anatomy)), "no": scene}
     twins = tuple(str(option) for option in rng.permutation(options)[:2])
-
-    clean = render.render_anatomy(empty)
-    chain, proof = _prove(kind, anatomy, variants, clean)
-    return Case(kind, question, anatomy, variants, twins, clean, chain, proof)
+    return Case(kind, question, anatomy, variants, twins)
 
 
-def _prove(kind: str, anatomy: Anatomy, variants: dict[str, Scene], clean: np.ndarray):
+def prove(case: Case) -> Proof:
     """The minimal chain and its certificate over all pairs of answers, from the noise-free images."""
-    if kind in ("organ", "side", "structure"):
-        return (), {}
+    scene = next(iter(case.variants.values()))
+    clean = render.render_anatomy(scene)
+    if case.kind in CONTROLS:
+        return Proof(clean, (), {})
     images = []
-    for scene in variants.values():
+    for variant in case.variants.values():
         images.append(clean.copy())
-        render.add_findings(images[-1], scene, anatomy)
-    scene = next(iter(variants.values()))
-    if kind == "window":
+        render.add_findings(images[-1], variant, case.anatomy)
+    if case.kind == "window":
         chain, views, window = bone_window_call(), [(0, 0, SIDE, SIDE)], BONE_WINDOW
         differ = [_rect(scene.spine)]
     else:
@@ -162,11 +176,11 @@ def _prove(kind: str, anatomy: Anatomy, variants: dict[str, Scene], clean: np.nd
         views = [tuple(v / UNITS_PER_PX for v in box) for box in at]
         starts = [window_start(o) for o in scene.lesions]
         differ = [(x, y, x + WINDOW, y + WINDOW) for y, x in starts]
-    proof = {
+    bounds = {
         "dprime_overview": certificate.overview_dprime(images, differ),
         "dprime_tool": certificate.tool_dprime(images, views, window),
     }
-    return (chain,), proof
+    return Proof(clean, (chain,), bounds)
 
 
 def _rect(blob: Blob) -> tuple[float, float, float, float]:

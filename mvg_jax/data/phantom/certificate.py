@@ -1,8 +1,8 @@
 """Proof, item by item, that the overview cannot answer a question and that the right view can.
 
 An ideal observer who must tell two known images apart in Gaussian noise of covariance K reaches the detectability
-d' = sqrt(sᵀ K⁻¹ s), s being their difference (Barrett & Myers). K⁻¹ is bounded by the noise's extreme powers: the smallest
-gives an upper bound of what the overview can tell, the largest a lower bound of what the right view tells.
+d' = sqrt(sᵀ K⁻¹ s), s being their difference (Barrett & Myers). K⁻¹ is bounded by the noise's extreme powers: the
+smallest gives an upper bound of what the overview can tell, the largest a lower bound of what the right view tells.
 Views are sampled from the noise-free images by the tools' own operators, window clipping included; rounding to grey
 levels counts as noise of power 1/12.
 """
@@ -40,11 +40,12 @@ def _overview_smallest_power() -> float:
 
 
 def overview_dprime(images: Sequence[np.ndarray], rects: Sequence[Rect]) -> float:
-    """Largest d' between any two of `images` (HU, noise-free) in the overview. rects: disjoint, hold all they differ in."""
+    """Largest d' between any two of `images` (noise-free HU) in the overview.
+
+    rects: disjoint, in whole overview pixels apart, together they hold everything that differs.
+    """
     d = overview_weights()
-    views = [
-        np.concatenate([_overview_part(image, d, rect).ravel() for rect in rects]) for image in images
-    ]
+    views = [np.concatenate([_overview_part(image, d, rect).ravel() for rect in rects]) for image in images]
     gain = 255.0 / (DEFAULT_WINDOW[1] - DEFAULT_WINDOW[0])
     return max(_distances(views)) / math.sqrt(_overview_smallest_power() * gain**2 + ROUNDING)
 

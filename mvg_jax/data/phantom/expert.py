@@ -63,7 +63,8 @@ def mixture(task: Task, rng: np.random.Generator, weights: Mapping[str, float]) 
 def _wrong(task: Task, rng: np.random.Generator) -> Turn:
     choice = rng.integers(4)
     if choice == 0:
-        return Turn(TURN, ToolCall("image_flip_tool", {"axis": str(rng.choice(["horizontal", "vertical"])), "img_idx": 0}))
+        axis = str(rng.choice(["horizontal", "vertical"]))
+        return Turn(TURN, ToolCall("image_flip_tool", {"axis": axis, "img_idx": 0}))
     if choice == 1:
         return Turn(TURN, ToolCall("image_rotate_tool", {"angle": int(rng.choice([90, 180, 270])), "img_idx": 0}))
     if task.kind == "window":

@@ -79,8 +79,9 @@ def _shape(lesion: Lesion, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         return inside * septa
     if lesion.pattern == "calcified":
         b = a + 2.2 + 0.4 * w[2]
-        main, second, third = (0.0, 0.0, 3.0), (4.0 * math.sin(a), 4.0 * math.cos(a), 2.4), (4.0 * math.sin(b), 4.0 * math.cos(b), 2.2)
-        return np.maximum.reduce([_spot(y, x, *part) for part in (main, second, third)])
+        main = _spot(y, x, 0.0, 0.0, 3.0)
+        near = [_spot(y, x, 4 * math.sin(t), 4 * math.cos(t), sigma) for t, sigma in ((a, 2.4), (b, 2.2))]
+        return np.maximum.reduce([main, *near])
     count = int(lesion.pattern)
     at = 0.6 * r
     specks = []

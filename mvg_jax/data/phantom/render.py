@@ -43,7 +43,7 @@ def depth(blob: Blob) -> tuple[tuple[slice, slice], np.ndarray] | None:
 
 
 def _bend(bends: tuple[tuple[int, float, float], ...], u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """1 + sum of amplitude * cos(order * angle + phase) at the points (u, v) of radius r, orders 2 to 4; spoils u and v."""
+    """1 + sum of amplitude * cos(order * angle + phase) at points (u, v) of radius r, orders 2-4; spoils u and v."""
     u /= np.maximum(r, np.float32(1e-3))
     v /= np.maximum(r, np.float32(1e-3))
     cos2, sin2 = u * u, u * v

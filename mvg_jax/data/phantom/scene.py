@@ -131,7 +131,10 @@ ZONES = {
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draws a patient: pose, organ shapes and densities (portal-venous phase), bowel, bones."""
     pose = Pose(
-        x=256 + rng.uniform(-9, 9), y=244 + rng.uniform(-9, 9), scale=rng.uniform(0.99, 1.07), roll=rng.uniform(-0.06, 0.06)
+        x=256 + rng.uniform(-9, 9),
+        y=244 + rng.uniform(-9, 9),
+        scale=rng.uniform(0.99, 1.07),
+        roll=rng.uniform(-0.06, 0.06),
     )
 
     def blob(x, y, rx, ry, *layers, angle=0.0, shift=2.0, stretch=0.04, bend=0.0, edge=2.0, fluid=None):
@@ -139,9 +142,19 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         jx, jy, jrx, jry, b2, b3, p2, p3 = rng.uniform(-1, 1, 8)
         px, py = pose(x + shift * jx, y + shift * jy)
         rx, ry = (pose.scale * r * (1 + stretch * j) for r, j in ((rx, jrx), (ry, jry)))
-        bends = tuple((k, bend * (0.65 + 0.35 * b), math.pi * p) for k, b, p in ((2, b2, p2), (3, b3, p3))) if bend else ()
+        bends = ((2, bend * (0.65 + 0.35 * b2), math.pi * p2), (3, bend * (0.65 + 0.35 * b3), math.pi * p3))
         bottom = math.inf if fluid is None else py + fluid
-        return Blob(px, py, rx, ry, tuple(Layer(*layer) for layer in layers), angle + pose.roll, bends, bottom, edge)
+        return Blob(
+            px,
+            py,
+            rx,
+            ry,
+            tuple(Layer(*layer) for layer in layers),
+            angle + pose.roll,
+            bends if bend else (),
+            bottom,
+            edge,
+        )
 
     fat = rng.uniform(-108, -96)
     muscle = rng.uniform(52, 66)
@@ -163,7 +176,9 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     for x, y in ((48, 12), (84, 2), (62, -18), (34, -8), (-38, 20), (108, -14)):
         r = rng.uniform(11, 16)
         inner = rng.uniform(25, 70)
-        add(blob(x, y, r * 1.2, r, (0, 85, "bowel"), (2.5, inner, "bowel"), angle=rng.uniform(0, 3), shift=5, bend=0.05))
+        add(
+            blob(x, y, r * 1.2, r, (0, 85, "bowel"), (2.5, inner, "bowel"), angle=rng.uniform(0, 3), shift=5, bend=0.05)
+        )
     for x, y in ((30, -108), (72, -104), (-6, -112)):
         add(blob(x, y, 22, 13, (0, 70, "bowel"), (2.5, 20, "bowel"), shift=4, bend=0.06))
         add(blob(x, y - 1, 17, 8, (0, -880, "bowel"), shift=3, bend=0.06, fluid=rng.uniform(1, 5)))
@@ -173,7 +188,11 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     add(blob(-97, -26, 76, 72, (0, liver, "liver"), angle=0.15, bend=0.025))
     for _ in range(6):
         x, y = rng.uniform(-140, -50), rng.uniform(-70, 12)
-        add(blob(x, y, rng.uniform(9, 17), rng.uniform(2.2, 3.4), (0, vein, "vessel"), angle=rng.uniform(0, 3.14), edge=3))
+        add(
+            blob(
+                x, y, rng.uniform(9, 17), rng.uniform(2.2, 3.4), (0, vein, "vessel"), angle=rng.uniform(0, 3.14), edge=3
+            )
+        )
     add(blob(-48, -22, 24, 6.5, (0, vein, "vessel"), angle=-0.45, bend=0.04, edge=3))
 
     # Stomach with its air-fluid level, spleen, pancreas, descending colon.
@@ -221,9 +240,8 @@ def sample_lesion(rng: np.random.Generator, anatomy: Anatomy, organ: str, patter
     x, y, rx, ry = ZONES[organ]
     t, r = rng.uniform(0, 2 * math.pi), math.sqrt(rng.uniform())
     px, py = anatomy.pose(x + rx * r * math.cos(t), y + ry * r * math.sin(t))
-    return Lesion(
-        organ, px, py, rng.uniform(11.5, 14.5), rng.uniform(60, 75), pattern, rng.uniform(0, 2 * math.pi), tuple(rng.uniform(-1, 1, 6))
-    )
+    radius, contrast, angle = rng.uniform((11.5, 60, 0), (14.5, 75, 2 * math.pi))
+    return Lesion(organ, px, py, radius, contrast, pattern, angle, tuple(rng.uniform(-1, 1, 6)))
 
 
 def lesion_blob(lesion: Lesion, anatomy: Anatomy) -> Blob:
@@ -236,12 +254,12 @@ def sample_spine(rng: np.random.Generator, anatomy: Anatomy) -> dict[str, Blob]:
     """A lesion that fills much of the vertebral body, in its two variants; both stay above the default window."""
     x, y = anatomy.pose(rng.uniform(-2, 2), 63 + rng.uniform(-1, 1))
     rx, ry = rng.uniform(18.5, 21.5), rng.uniform(16.5, 18.5)
-    angle = rng.uniform(0, math.pi)
     hu = {"lytic": rng.uniform(270, 330), "sclerotic": rng.uniform(920, 1080)}
-    return {k: Blob(x, y, rx, ry, (Layer(0.0, v, k),), angle if abs(rx - ry) < 3 else 0.0, edge=4.0) for k, v in hu.items()}
+    return {kind: Blob(x, y, rx, ry, (Layer(0.0, value, kind),), edge=4.0) for kind, value in hu.items()}
 
 
 def sample_cyst(rng: np.random.Generator, anatomy: Anatomy) -> Blob:
     """A large simple cyst of the liver, 60-80 px across."""
     x, y = anatomy.pose(-104 + rng.uniform(-12, 12), -34 + rng.uniform(-10, 8))
-    return Blob(x, y, rng.uniform(32, 39), rng.uniform(30, 37), (Layer(0.0, rng.uniform(-2, 10), "cyst"),), rng.uniform(0, 3))
+    layer = Layer(0.0, rng.uniform(-2, 10), "cyst")
+    return Blob(x, y, rng.uniform(32, 39), rng.uniform(30, 37), (layer,), rng.uniform(0, math.pi))

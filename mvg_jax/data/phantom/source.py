@@ -20,7 +20,7 @@ class PhantomSource:
     def __init__(self, split: str, size: int, first: int = 0):
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {sorted(SPLITS)}")
-        if not (0 <= first and 0 < size and first + size <= 2 * PAIRS):
+        if not (first >= 0 and size > 0 and first + size <= 2 * PAIRS):
             raise ValueError(f"items {first}..{first + size} are not within 0..{2 * PAIRS}")
         self.split, self.size, self.first = split, size, first
 
@@ -35,10 +35,10 @@ class PhantomSource:
 
 def make_task(split: str, index: int) -> Task:
     """The item `index` of a split: one image [512, 512] uint16, raw = HU + 1024."""
-    case = draw_case(SPLITS[split] + index // 2)
+    case, proof = draw_case(SPLITS[split] + index // 2)
     answer = case.twins[index % 2]
     scene = case.variants[answer]
-    hu = case.clean
+    hu = proof.clean
     render.add_findings(hu, scene, case.anatomy)
     image = NativeImage(render.expose(hu, scene.seed), DEFAULT_WINDOW, 1.0, render.INTERCEPT, "HU", SPACING_MM)
     return Task(
@@ -50,13 +50,16 @@ def make_task(split: str, index: int) -> Task:
         answer=answer,
         options=OPTIONS[case.kind],
         boxes=boxes(scene, case.kind),
-        chain=case.chain,
-        certificate=case.certificate,
+        chain=proof.chain,
+        certificate=proof.certificate,
     )
 
 
 def dense_labels(task: Task) -> np.ndarray:
-    """Class of every native pixel of a task's image, [512, 512] uint8, indices into CLASSES; a lesion's disc is one class."""
+    """Class of every native pixel of a task's image, [512, 512] uint8, indices into CLASSES.
+
+    A lesion's whole disc takes the class of its pattern.
+    """
     _, split, index = task.id.split("/")
-    case = draw_case(SPLITS[split] + int(index) // 2)
+    case, _ = draw_case(SPLITS[split] + int(index) // 2)
     return render.label_map(case.variants[task.answer])
