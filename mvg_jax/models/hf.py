@@ -34,7 +34,7 @@ Path = tuple[str | int, ...]
 
 
 class HFLayoutError(ValueError):
-    """A checkpoint folder that is not what it says it is, or that we cannot run; the message names file, field or tensor."""
+    """A checkpoint folder that contradicts itself or that we cannot run; the message names file, field or tensor."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Disk(NamedTuple):
 
 
 def disk_names(rows: Rows, shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Disk]:
-    """The place on disk of each parameter (path in the module tree -> shape). KeyError for one the table does not know."""
+    """The place on disk of each parameter (path in the module tree -> shape). KeyError for one not in the table."""
     table = {}
     for ours, disk, kind in rows:
         for leaf, (leaf_on_disk, layout) in kind.items():
@@ -349,8 +349,10 @@ INTERNVL_FIELDS = (
               "multi_modal_projector.layer_norm.weight", lambda s: s[0]),
 )  # fmt: skip
 INTERNVL_DEPTHS = (
-    ("text_config.num_hidden_layers", lambda c: c.text.num_hidden_layers, re.compile(r"language_model\.model\.layers\.(\d+)\.")),
-    ("vision_config.num_hidden_layers", lambda c: c.vision.num_hidden_layers, re.compile(r"vision_tower\.encoder\.layer\.(\d+)\.")),
+    ("text_config.num_hidden_layers", lambda c: c.text.num_hidden_layers,
+     re.compile(r"language_model\.model\.layers\.(\d+)\.")),
+    ("vision_config.num_hidden_layers", lambda c: c.vision.num_hidden_layers,
+     re.compile(r"vision_tower\.encoder\.layer\.(\d+)\.")),
 )  # fmt: skip
 
 
@@ -480,11 +482,13 @@ def _open_weights(directory: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _check(directory: pathlib.Path, family: Family, config: ModelConfig, places: Mapping[Path, Disk],
            shapes: Mapping[str, tuple[int, ...]]) -> None:  # fmt: skip
     """Raises one HFLayoutError for all that is wrong: first the config fields, if they explain it, else the tensors."""
+    expected_shapes = {disk.name: disk.shape for disk in places.values()}
     wrong = []
     for field, expected, tensor, found in family.fields:
-        # The rank is the tensor table's business; only a plausible shape can speak about a field.
-        if tensor in shapes and len(shapes[tensor]) == _rank(places, tensor) and found(shapes[tensor]) != expected(config):
-            wrong.append(f"{field} is {expected(config)}, but {tensor} {shapes[tensor]} says {found(shapes[tensor])}")
+        shape = shapes.get(tensor, ())
+        # A tensor of another rank says nothing about a field; it is reported below.
+        if len(shape) == len(expected_shapes[tensor]) and found(shape) != expected(config):
+            wrong.append(f"{field} is {expected(config)}, but {tensor} {shape} says {found(shape)}")
     for field, expected, pattern in family.depths:
         layers = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
         if layers and max(layers) + 1 != expected(config):
@@ -494,7 +498,6 @@ def _check(directory: pathlib.Path, family: Family, config: ModelConfig, places:
         wrong.append(f"tie_word_embeddings is {config.tie_word_embeddings}, but {state} {family.head}")
     if wrong:
         raise HFLayoutError(f"{directory}: config.json contradicts the weights: " + "; ".join(wrong))
-    expected_shapes = {disk.name: disk.shape for disk in places.values()}
     problems = {
         "missing": sorted(set(expected_shapes) - set(shapes)),
         "unexpected": sorted(set(shapes) - set(expected_shapes)),
@@ -507,10 +510,6 @@ def _check(directory: pathlib.Path, family: Family, config: ModelConfig, places:
     if any(problems.values()):
         said = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names)
         raise HFLayoutError(f"{directory}: the weights do not fit the model: {said}")
-
-
-def _rank(places: Mapping[Path, Disk], tensor: str) -> int | None:
-    return next((len(disk.shape) for disk in places.values() if disk.name == tensor), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -527,7 +526,7 @@ def save(
     pad: int,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes what `load` reads and transformers opens: weights in `dtype`, config, generation and image processor settings.
+    """Writes what `load` reads and transformers opens: weights in `dtype` and the three JSON files beside them.
 
     end_of_turn, pad: token ids for generation_config.json. More than max_shard_bytes of weights are cut into several
     files with an index; one file's tensors are on the host at a time. Tokenizer files are not touched.
@@ -554,17 +553,18 @@ def save(
     weight_map = {}
     for number, paths in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {
-            places[path].name: np.ascontiguousarray(places[path].layout.to_disk(np.asarray(flat[path][...])), dtype=dtype)
-            for path in paths
-        }
+        arrays = {}
+        for path in paths:
+            array = places[path].layout.to_disk(np.asarray(flat[path][...]))
+            arrays[places[path].name] = np.ascontiguousarray(array, dtype=dtype)
         safetensors.numpy.save_file(arrays, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # safetensors makes files only the owner can read
         weight_map |= dict.fromkeys(arrays, file)
     # A folder written before with other sharding must not keep its index or files beside the new ones.
-    shards_before = {path.name for path in directory.iterdir() if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", path.name)}
-    for old in {INDEX, WEIGHTS, *shards_before} - set(weight_map.values()):
-        (directory / old).unlink(missing_ok=True)
+    for path in list(directory.iterdir()):
+        ours = re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json", path.name)
+        if ours and path.name not in weight_map.values():
+            path.unlink()
     if len(shards) > 1:
         total = sum(math.prod(disk.shape) for disk in places.values()) * dtype.itemsize
         _write(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -37,7 +37,8 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
     fast = directory / "tokenizer.json"
     if fast.is_file():
         return _from_tokenizers(_read(fast))
-    missing = [name for name in ("tokenizer_config.json", "vocab.json", "merges.txt") if not (directory / name).is_file()]
+    older = ("tokenizer_config.json", "vocab.json", "merges.txt")
+    missing = [name for name in older if not (directory / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{directory} holds no tokenizer: neither tokenizer.json nor {', '.join(missing)}")
     from transformers import AutoTokenizer

@@ -17,7 +17,7 @@ from flax import nnx
 
 from mvg_jax.rl.advantages import group_advantages
 from mvg_jax.rl.objective import Objective, policy_loss
-from mvg_jax.rollout.engine import bucket
+from mvg_jax.rollout.engine import Shapes, bucket
 from mvg_jax.rollout.sampling import policy_logits
 from mvg_jax.trajectory import Trajectories
 
@@ -83,8 +83,11 @@ def make_batch(trajectories: Trajectories, reward_B: np.ndarray, temperature_B: 
 
 
 def token_logprobs(graph: nnx.GraphDef, params: nnx.State, micro: Batch,
-                   banned_V: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(log-prob, entropy) [b, L] float32 of one microbatch's suffix tokens under the sampling policy."""
+                   banned_V: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(log-prob, entropy, whether it is the likeliest) [b, L] float32 of a microbatch's tokens under the sampling policy.
+
+    All are 0 outside of the mask; only the log-prob carries a gradient.
+    """
     model = nnx.merge(graph, params)
     p, N0 = micro.prompt_views.shape[:2]
     group = micro.tokens.shape[0] // p
@@ -99,8 +102,10 @@ def token_logprobs(graph: nnx.GraphDef, params: nnx.State, micro: Batch,
     before = jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)  # the state each token was drawn from
     logits = jax.nn.log_softmax(policy_logits(model.logits(before), micro.temperature, banned_V[None, None]))
     logprob = jnp.take_along_axis(logits, micro.tokens[..., None], axis=-1)[..., 0]
-    entropy = -jnp.sum(jnp.exp(logits) * logits, axis=-1)
-    return jnp.where(micro.mask, logprob, 0.0), jnp.where(micro.mask, jax.lax.stop_gradient(entropy), 0.0)
+    still = jax.lax.stop_gradient(logits)
+    entropy = -jnp.sum(jnp.exp(still) * still, axis=-1)
+    likeliest = (still.argmax(axis=-1) == micro.tokens).astype(jnp.float32)
+    return tuple(jnp.where(micro.mask, x, 0.0) for x in (logprob, entropy, likeliest))
 
 
 def trainable(freeze: tuple[str, ...]) -> Callable:
@@ -124,9 +129,20 @@ class Learner:
     def init(self, params: nnx.State) -> TrainState:
         return TrainState(params, self.optimizer.init(nnx.split_state(params, self.filter, ...)[0]), jnp.int32(0))
 
-    @property
-    def compiles(self) -> int:
-        return self.update._cache_size() + self.score._cache_size()
+    def warm_up(self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int) -> None:
+        """Compiles the update for every bucket, on abstract shapes."""
+        of, M = jax.ShapeDtypeStruct, shapes.microbatches
+        p, b = rollout.prompts // M, rollout.rows // M
+        view = (view_size, view_size, 3)
+        for L in shapes.suffix_lengths:
+            for n in shapes.view_batches:
+                row = lambda dtype: of((M, b, L), dtype)
+                self.update.lower(state, Batch(
+                    prompts=of((M, p, rollout.prompt_length), jnp.int32), prompt_length=of((M, p), jnp.int32),
+                    prompt_views=of((M, p, rollout.prompt_images, *view), jnp.uint8), tokens=row(jnp.int32),
+                    positions=row(jnp.int32), mask=row(bool), behaviour=row(jnp.float32), reference=row(jnp.float32),
+                    views=of((M, n, *view), jnp.uint8), view_index=of((M, b, rollout.views), jnp.int32),
+                    reward=of((M, p, rollout.group), jnp.float32), temperature=of((M, b), jnp.float32))).compile()
 
 
 def _policy_terms(objective, advantage_scale, micro: Batch, logprob):
@@ -144,10 +160,11 @@ def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: B
     tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
 
     def micro_loss(learned, micro: Batch):
-        logprob, entropy = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V)
+        logprob, entropy, likeliest = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V)
         loss, sums = terms(micro, logprob)
         gap = jnp.abs(jnp.where(micro.mask, logprob - micro.behaviour, 0.0)).max()
-        return loss / tokens, {"gap": gap, "sums": sums | {"entropy": entropy.sum(), "logprob": logprob.sum()}}
+        sums |= {"entropy": entropy.sum(), "token_accuracy": likeliest.sum()}
+        return loss / tokens, {"gap": gap, "sums": sums}
 
     def accumulate(carry, micro):
         (loss, aux), gradient = jax.value_and_grad(micro_loss, has_aux=True)(learned, micro)

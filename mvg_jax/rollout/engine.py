@@ -82,10 +82,31 @@ class Engine:
         self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
 
-    @property
-    def compiles(self) -> int:
-        """Programs compiled so far; constant after warm-up."""
-        return sum(program._cache_size() for program in (self.encode, self.prefill, self.decode, self.extend))
+    def warm_up(self, params: nnx.State, view_size: int, max_views: int, extra_lengths: tuple[int, ...] = ()) -> None:
+        """Compiles every program for every bucket, on abstract shapes: nothing runs and nothing is allocated.
+
+        max_views: R. extra_lengths: further lengths that `extend` will be called with.
+        """
+        s = self.shapes
+        B = s.rows
+        of = jax.ShapeDtypeStruct
+        views = lambda n: of((n, view_size, view_size, 3), jnp.uint8)
+        index = lambda n: of((n,), jnp.int32)
+        row = lambda dtype: of((B,), dtype)
+        images = s.prompts * s.prompt_images
+        self.encode.lower(params, views(images), index(images)).compile()
+        for n in s.encode_batches:
+            self.encode.lower(params, views(B * max_views), index(n)).compile()
+        E, D = jax.eval_shape(self.encode, params, views(1), index(1)).shape[1:]
+        dtype = jax.eval_shape(self.encode, params, views(1), index(1)).dtype
+        prompts = (of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), of((s.prompts, s.prompt_images, E, D), dtype))
+        self.prefill.lower(params, *prompts).compile()
+        state = jax.eval_shape(self.prefill, params, *prompts)
+        self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32),
+                          of(self.banned_V.shape, bool)).compile()
+        for T in s.observation_lengths + extra_lengths:
+            self.extend.lower(params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32),
+                              of((B, max_views, E, D), dtype)).compile()
 
 
 def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:

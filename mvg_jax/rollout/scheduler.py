@@ -183,7 +183,8 @@ class SampledPolicy:
                                                      self._temperature_B, self._engine.banned_V)
             return Drawn(*phases.to_host(drawn))
 
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases, spoken: Drawn | None = None) -> None:
+        """spoken: the turn before, if it was not drawn here: its tokens have no keys and values yet."""
         shapes = self._engine.shapes
         B, R = step.views.shape[:2]
         with phases("encode") as work:
@@ -195,10 +196,26 @@ class SampledPolicy:
             features = self._engine.encode(self._params, step.views.reshape(B * R, *step.views.shape[2:]), index_n)
             work.append(features)
         with phases("extend") as work:
-            T = bucket(shapes.observation_lengths, int(step.length_B.max()), "rollout.observation_lengths")
-            self._state = self._engine.extend(self._params, self._state, running_B, step.observation_ids[:, :T],
-                                              step.length_B, features.reshape(B, R, *features.shape[1:]))
+            tokens_BxT, count_B = step.observation_ids, step.length_B
+            if spoken is None:
+                T = bucket(shapes.observation_lengths, int(count_B.max()), "rollout.observation_lengths")
+                tokens_BxT = tokens_BxT[:, :T]
+            else:
+                self._state = self._state._replace(pending_B=jnp.asarray(spoken.tokens[:, 0]))
+                tokens_BxT, count_B = _join(spoken.tokens[:, 1:], spoken.count - 1, tokens_BxT, count_B)
+            self._state = self._engine.extend(self._params, self._state, running_B, tokens_BxT, count_B,
+                                              features.reshape(B, R, *features.shape[1:]))
             work.append(self._state)
+
+
+def _join(a_BxS: np.ndarray, count_a: np.ndarray, b_BxT: np.ndarray, count_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's first count_a tokens of a, then its first count_b of b: [B, S+T], [B]."""
+    B, S, T = *a_BxS.shape, b_BxT.shape[1]
+    count_a = np.maximum(count_a, 0)
+    joined = np.zeros((B, S + T), np.int32)
+    joined[:, :S] = a_BxS
+    joined[np.arange(B)[:, None], count_a[:, None] + np.arange(T)[None]] = b_BxT
+    return joined, (count_a + count_b).astype(np.int32)
 
 
 class ScriptedPolicy:
@@ -226,3 +243,24 @@ class ScriptedPolicy:
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
         pass
+
+
+class GuidedPolicy:
+    """Opens each row with scripted turns and lets the model go on: what it makes of views that someone else asked for."""
+
+    def __init__(self, scripted: ScriptedPolicy, sampled: SampledPolicy, turns: int):
+        self._scripted, self._sampled, self._turns = scripted, sampled, turns
+        self._spoken: Drawn | None = None
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        self._sampled.begin(prompts, phases)
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        if number >= self._turns:
+            self._spoken = None
+            return self._sampled.turn(number, running_B, phases)
+        self._spoken = self._scripted.turn(number, running_B, phases)
+        return self._spoken
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        self._sampled.observe(step, running_B, phases, spoken=self._spoken)

@@ -1,0 +1,199 @@
+"""An experiment as frozen dataclasses: built once from the ConfigDict of a config file; unknown keys and ill-typed values fail."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mvg_jax.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
+    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package."""
+
+    checkpoint: str = "asset:tiny_internvl"
+    tokenizer: str = ""
+    shape: str = "tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where tasks come from. name: data set; first, size: range of the training split; shuffle: draw in random order."""
+
+    name: str = "phantom"
+    first: int = 0
+    size: int = 1_000_000
+    shuffle: bool = False
+    image_height: int = 512
+    image_width: int = 512
+    prefetch: int = 4
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Env:
+    """The environment: tools on offer, prompt style ("compact" | "full"), limits a row, and reward terms with their weights."""
+
+    tools: tuple[str, ...] = ("image_zoom_in_tool", "window_level_tool", "image_flip_tool", "image_rotate_tool")
+    style: str = "compact"
+    max_turns: int = 3
+    max_images: int = 4
+    max_errors: int = 3
+    rewards: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"accuracy": 1.0, "format": 0.1, "needless_call": -0.1})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Static shapes of a rollout (see rollout.engine.Shapes) and the sampling temperature."""
+
+    prompts: int = 16
+    group: int = 8
+    prompt_length: int = 72
+    turn_tokens: int = 40
+    observation_lengths: tuple[int, ...] = (32, 48)
+    encode_batches: tuple[int, ...] = (32, 64, 128, 256)
+    suffix_length: int = 160
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up, then constant ("constant") or cosine decay to 0 ("cosine"); global-norm clipping."""
+
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    b2: float = 0.95
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Shapes of the update, and what it leaves alone: module names whose parameters stay frozen."""
+
+    microbatches: int = 2
+    suffix_lengths: tuple[int, ...] = (96, 160)
+    view_batches: tuple[int, ...] = (32, 64, 128, 256)
+    freeze: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+    """Stage `vision`: the tower alone learns to segment views; `views` of each of `prompts` images a step."""
+
+    steps: int = 0
+    prompts: int = 8
+    views: int = 8
+    optimizer: Optimizer = Optimizer()
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Stage `sft`: imitation of scripted trajectories. mixture: decision -> weight (see data.phantom.expert);
+    tools_off: share of batches whose prompt offers no tools and whose answers are direct."""
+
+    steps: int = 0
+    prompts: int = 16
+    group: int = 4
+    mixture: dict[str, float] = dataclasses.field(default_factory=lambda: {"right": 1.0})
+    tools_off: float = 0.1
+    optimizer: Optimizer = Optimizer()
+    learner: Learner = Learner()
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPO:
+    """Stage `grpo`: end-to-end reinforcement learning. ratio, clip_*, kl: see rl.objective; advantage_scale: "std" | "none"."""
+
+    steps: int = 0
+    ratio: str = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl: float = 0.0
+    advantage_scale: str = "std"
+    optimizer: Optimizer = Optimizer()
+    learner: Learner = Learner()
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Held-out evaluation before and after training. items: how many tasks of `split`; temperature 0 = greedy."""
+
+    items: int = 800
+    split: str = "val"
+    temperature: float = 0.0
+    prompts: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """every: steps between checkpoints of a stage; keep: how many to keep."""
+
+    every: int = 10
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: int = 0
+    stages: tuple[str, ...] = ("grpo",)
+    model: Model = Model()
+    data: Data = Data()
+    env: Env = Env()
+    rollout: Rollout = Rollout()
+    vision: Vision = Vision()
+    sft: SFT = SFT()
+    grpo: GRPO = GRPO()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    compile_cache: str = ""
+
+    def __post_init__(self):
+        unknown = set(self.stages) - {"vision", "sft", "grpo"}
+        if unknown or not self.stages:
+            raise RunError(f"config.stages {self.stages}: name one or more of 'vision', 'sft', 'grpo'")
+
+
+def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "config") -> Any:
+    """A (nested) config from plain values. RunError names the key that is unknown or of the wrong type, and what is legal."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise RunError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
+    return kind(**{key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()})
+
+
+def _value(value: Any, hint: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise RunError(f"{path} must be a group of values, not {value!r}")
+        return from_dict(value, hint, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(item, args[0], path) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _value(item, args[1], f"{path}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(hint, types.GenericAlias) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise RunError(f"{path} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
+def to_json(config: Config) -> str:
+    """The resolved config, sorted and indented: what workdir/config.json holds."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def fingerprint(config: Config) -> str:
+    """Short hash of the resolved config; a checkpoint remembers it."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]

@@ -1,0 +1,46 @@
+"""Stage `sft`: imitation of demonstrated trajectories, played through the same environment and learnt by the same learner."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from flax import nnx
+
+from mvg_jax.data.task import Task
+from mvg_jax.env.protocol import Turn
+from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
+from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
+
+Demonstrate = Callable[[Task, np.random.Generator, Mapping[str, float]], tuple[Turn, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SFTStage:
+    """mixture: decision -> weight, handed to `demonstrate`. tools_off: share of batches without tools, answered directly."""
+
+    world: World
+    learner: Learner
+    shapes: LearnerShapes
+    demonstrate: Demonstrate
+    mixture: Mapping[str, float]
+    tools_off: float
+    seed: int
+
+    def start(self, params: nnx.State) -> TrainState:
+        return self.learner.init(params)
+
+    def step(self, state: TrainState, number: int, tasks: Sequence[Task]) -> tuple[TrainState, dict]:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, number))))
+        shapes, phases = self.world.shapes, Phases()
+        tools_on = bool(rng.random() >= self.tools_off)
+        mixture = self.mixture if tools_on else {"direct": 1.0}
+        script = [self.demonstrate(task, rng, mixture) for task in tasks for _ in range(shapes.group)]
+        policy = ScriptedPolicy(self.world.protocol, script, shapes.turn_tokens)
+        trajectories, _ = rollout(self.world, policy, self.world.prepare(tasks, tools_on), phases)
+        nothing = np.zeros(shapes.rows, np.float32)
+        batch = make_batch(trajectories, nothing, nothing + 1.0, self.shapes)
+        state, metrics = self.learner.update(state, batch)
+        return state, {name: metrics[name] for name in ("loss", "gradient_norm", "entropy", "tokens", "token_accuracy")}
+
+    def params(self, state: TrainState) -> nnx.State:
+        return state.params
