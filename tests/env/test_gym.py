@@ -24,7 +24,7 @@ def env(tiny):
 def test_gymnasium_finds_no_fault(env):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Not registered under a name, so that the checker cannot make further copies of it; black and white are its range.
+        # It is not registered under a name, so the checker cannot make further copies of it.
         warnings.filterwarnings("ignore", message=".*not having a spec.*")
         warnings.filterwarnings("ignore", message=".*`env.spec`.*")
         check_env(env, skip_render_check=True)
