@@ -176,11 +176,10 @@ def test_several_prompt_images(protocol, tiny):
             reset([tiny.task(images=(image,) * count)], LIMITS)
 
 
-def test_limits_are_positive():
-    for bad in (Limits.__init__.__defaults__, (0, 1, 1), (1, 0, 1), (1, 1, 0)):
-        if bad is not None:
-            with pytest.raises(ValueError, match="at least 1"):
-                Limits(*bad)
+@pytest.mark.parametrize("bad", [(0, 1, 1), (1, 0, 1), (1, 1, -1)])
+def test_limits_are_positive(bad):
+    with pytest.raises(ValueError, match="at least 1"):
+        Limits(*bad)
 
 
 def test_one_program_for_all_steps(play, tiny):

@@ -1,12 +1,15 @@
 """The wire format: hostile turns, round trips, prompts and observations that no text can break into."""
 
+import ast
 import json
 import random
+from pathlib import Path
 
 import pytest
 
 from mvg_jax.env.protocol import (
     ENGINE_TAGS,
+    FORMAT_TEXT,
     MAX_JSON_DEPTH,
     MAX_TURN_CHARS,
     TURN_TAGS,
@@ -17,6 +20,7 @@ from mvg_jax.env.protocol import (
     parse_turn,
     render_turn,
 )
+from mvg_jax.tools import spec
 from mvg_jax.tools.spec import TEXTS, ToolCall
 
 OK = '{"name": "t", "arguments": {}}'
@@ -165,8 +169,8 @@ def test_fuzz_never_raises_and_what_parses_renders_back():
     rng = random.Random(0)
     pieces = [
         *TURN_TAGS, *ENGINE_TAGS, OK, OK[:-1], call(OK), "<think>x</think>", "<answer>yes</answer>", "[", "]", "}}",
-        '{"a": ', '{"name": "t", "arguments": {"a": ', "NaN", "1e999", "9" * 50, '"', "\\", "\\u003c", "\ud800", "\u200b",
-        "é", " ",
+        '{"a": ', '{"name": "t", "arguments": {"a": ', "NaN", "1e999", "9" * 50, '"', "\\", "\\u003c", "\ud800",
+        "\u200b", "é", " ",
     ]  # fmt: skip
     legal = 0
     for _ in range(4000):
@@ -295,6 +299,18 @@ def test_observation(protocol, tiny):
     assert protocol.observation_width() <= len(tiny.vocabulary.encode(head + image * 2 + tail)) + max(
         40, *(len(text) for pair in TEXTS for text in pair)
     )
+
+
+def test_no_tool_error_is_longer_than_the_width_allows():
+    """observation_width knows only the format errors; the tools' texts stand in their sources."""
+    texts = [
+        node.args[1].value
+        for path in Path(spec.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ToolError"
+    ]
+    assert len(texts) >= 5
+    assert max(map(len, texts)) <= len(FORMAT_TEXT)
 
 
 def test_turn_ids_and_decode(protocol, tiny):
