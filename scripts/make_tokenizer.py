@@ -1,4 +1,6 @@
-"""Builds the tokenizer of the tiny model: `python scripts/make_tokenizer.py --out=mvg_jax/assets/tiny_internvl`.
+"""Builds the tokenizer of the tiny model.
+
+    PYTHONPATH=. python scripts/make_tokenizer.py --out=mvg_jax/assets/tiny_internvl
 
 A row of the tiny world costs real seconds on two cores, so its text has to be short in tokens. The usual byte-level BPE
 is kept, but its pre-tokenizer knows the world's fixed phrases:
@@ -83,18 +85,16 @@ def character_protocol(style: str) -> Protocol:
     return Protocol(vocabulary, tools.default_registry(None), style, TOKENS_PER_IMAGE)
 
 
-def prompts(style: str) -> list[str]:
-    """Every question with its options, with tools and without."""
+def prompts(style: str, kind: str) -> list[str]:
+    """Every question of this kind with its options, with tools and without."""
     speak = character_protocol(style)
-    image = NativeImage(np.zeros((1, 1), np.uint8))
-    tasks = [
-        Task("0", "phantom", kind, (image,), wording.format(target=target), options[0], options)
-        for kind, options in questions.OPTIONS.items()
-        for wording in questions.WORDINGS[kind]
-        for target in questions.TARGETS
-    ]
+    image, options = NativeImage(np.zeros((1, 1), np.uint8)), questions.OPTIONS[kind]
+    asked = dict.fromkeys(
+        text.format(target=target) for text in questions.WORDINGS[kind] for target in questions.TARGETS
+    )
+    tasks = [Task("0", "phantom", kind, (image,), question, options[0], options) for question in asked]
     ids = [speak.prompt_ids(task, tools_on) for task in tasks for tools_on in (True, False)]
-    return list(dict.fromkeys(speak.vocabulary.decode(prompt) for prompt in ids))
+    return [speak.vocabulary.decode(prompt) for prompt in ids]
 
 
 def observations() -> list[str]:
@@ -137,13 +137,12 @@ def samples() -> Iterator[tuple[str, str]]:
         ("window turn", Turn(BONE, CALLS[2])),
         ("answer turn", Turn(SEEN_NOW, "rim-enhancing")),
     )
-    for kind, options in questions.OPTIONS.items():
-        wanted = "\nOptions: " + ", ".join(options) + "<|im_end|>"
-        yield f"prompt ({kind})", max((text for text in prompts("compact") if wanted in text), key=len)
+    for kind in questions.KINDS:
+        yield f"prompt ({kind})", max(prompts("compact", kind), key=len)
     for name, turn in turns:
         yield name, render_turn(turn) + "<|im_end|>"
-    for name, text in (("one view", observations()[0]), ("two views", observations()[1]), ("error", observations()[-1])):
-        yield f"observation, {name}", text
+    one_view, two_views, *_, error = observations()
+    yield from (("one view", one_view), ("two views", two_views), ("error", error))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,8 +228,8 @@ def train_words(texts: list[str], slots: list[str], size: int) -> list[tuple[str
     added = re.compile("|".join(re.escape(token) for token in SPECIAL + TAGS))
     split = pre_tokenizers.Split(Regex(split_pattern([], slots)), "isolated")
     words = collections.Counter()
-    for text in sorted({part for text in texts for part in added.split(text)}):
-        words.update(piece for piece, _ in split.pre_tokenize_str(text) if not piece.isdigit() and piece not in slots)
+    for part in sorted({part for text in texts for part in added.split(text)}):
+        words.update(piece for piece, _ in split.pre_tokenize_str(part) if not piece.isdigit() and piece not in slots)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -242,8 +241,8 @@ def train_words(texts: list[str], slots: list[str], size: int) -> list[tuple[str
 def build(texts: list[str], slots: list[str], whole: list[str], plain: list[str]) -> Tokenizer:
     """The tokenizer for template `texts` with `slots` and sentences `whole`; `plain` trains the merges of other words.
 
-    Ids: 256 bytes, numbers 10..1000 in order (0..9 are bytes), phrases, slots, word pieces, then the added tokens, which
-    end at VOCAB_SIZE. Raises ValueError if the phrases leave no room for words, or the words do not fill it.
+    Ids: 256 bytes, numbers 10..1000 in order (0..9 are bytes), phrases, slots, word pieces, then the added tokens,
+    which end at VOCAB_SIZE. Raises ValueError if the phrases leave no room for words, or the words do not fill it.
     """
     phrases = mine_phrases(texts, slots, whole)
     numbers = [str(number) for number in range(10, LARGEST_NUMBER + 1)]
@@ -251,8 +250,8 @@ def build(texts: list[str], slots: list[str], whole: list[str], plain: list[str]
     fixed.update(dict.fromkeys(_byte_level(text) for text in [*phrases, *sorted(set(slots))]))
     room = VOCAB_SIZE - len(SPECIAL) - len(TAGS) - len(fixed)
     if room < 128:
-        raise ValueError(f"{len(phrases)} phrases and {len(set(slots))} slots leave {room} of {VOCAB_SIZE} ids for words")
-    # A trained piece may already be a phrase or slot: train with room to spare, keep the first merges that fill the ids.
+        raise ValueError(f"{len(phrases)} phrases and {len(slots)} slots leave {room} of {VOCAB_SIZE} ids for words")
+    # A trained piece may already be a phrase or slot: train with room to spare, keep the first that fill the ids.
     merges = train_words(texts + plain, slots, 2 * room)
     vocab, kept = dict(fixed), []
     for left, right in merges:
@@ -264,10 +263,12 @@ def build(texts: list[str], slots: list[str], whole: list[str], plain: list[str]
         raise ValueError(f"the text yields only {len(vocab) - len(fixed)} of {room} word pieces")
     ids = {token: index for index, token in enumerate(vocab)}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=kept, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(split_pattern(phrases, slots)), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split_pattern(phrases, slots)), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
@@ -298,10 +299,10 @@ def build_tiny() -> Tokenizer:
     turns = [render_turn(Turn(THINKS[0], call)) for call in CALLS]
     turns += [render_turn(Turn(think, "yes")) for think in THINKS]
     return build(
-        texts=prompts("compact") + turns + observations(),
+        texts=[text for kind in questions.KINDS for text in prompts("compact", kind)] + turns + observations(),
         slots=slot_words(),
         whole=[*THINKS, *error_texts()],
-        plain=english() + prompts("full")[:1],
+        plain=english() + prompts("full", "attribute")[:1],
     )
 
 
