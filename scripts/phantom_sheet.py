@@ -18,7 +18,7 @@ SPLIT = flags.DEFINE_string("split", "train", "train, val or test.")
 PAIRS = flags.DEFINE_integer("pairs", 1, "Pairs of twins per kind.")
 COLUMNS = flags.DEFINE_integer("columns", 2, "Items side by side.")
 
-TILE, TEXT, GAP = 384, 230, 8
+TILE, TEXT, GAP = 400, 230, 8
 
 
 def view(hu: np.ndarray, box: list[float], window: tuple[float, float]) -> Image.Image:

@@ -4,6 +4,7 @@ Two items, the twins, are made of each case. They share everything but the answe
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +58,7 @@ class Proof:
     certificate: dict[str, float]
 
 
+@functools.lru_cache(maxsize=64)  # twins, labels and repeats within a batch ask for the same case
 def draw_case(pair: int) -> tuple[Case, Proof]:
     """The case of a pair of items, a function of `pair` alone. A scene that fails its certificate is drawn again."""
     rng = pair_rng(pair)

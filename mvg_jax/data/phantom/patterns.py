@@ -29,7 +29,7 @@ PATTERN_LABEL = {
     "3": "specks_3",
 }
 # Brightest point of each pattern over the lesion's ground, HU, after the projection.
-PEAK = {"rim-enhancing": 150.0, "calcified": 190.0, "septated": 150.0, "1": 230.0, "2": 230.0, "3": 230.0}
+PEAK = {"rim-enhancing": 150.0, "calcified": 270.0, "septated": 150.0, "1": 230.0, "2": 230.0, "3": 230.0}
 
 
 @functools.cache
@@ -78,10 +78,8 @@ def _shape(lesion: Lesion, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         septa = sum(np.exp(-((across - k * period) ** 2) / (2 * 1.7**2)) for k in (-1, 0, 1))
         return inside * septa
     if lesion.pattern == "calcified":
-        b = a + 2.2 + 0.4 * w[2]
-        main = _spot(y, x, 0.0, 0.0, 3.0)
-        near = [_spot(y, x, 4 * math.sin(t), 4 * math.cos(t), sigma) for t, sigma in ((a, 2.4), (b, 2.2))]
-        return np.maximum.reduce([main, *near])
+        near = _spot(y, x, 3.5 * math.sin(a), 3.5 * math.cos(a), 2.2 + 0.2 * w[2])
+        return np.maximum(_spot(y, x, 0.0, 0.0, 2.7), 0.8 * near)
     count = int(lesion.pattern)
     at = 0.6 * r
     specks = []
