@@ -1,0 +1,31 @@
+"""The embedded experiment: a 1.4 M parameter model learns when to use a tool, which one and where, on two CPU cores.
+
+    python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from mvg_jax.config import Config
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict(dataclasses.asdict(Config()))
+    c.stages = ("grpo",)
+    c.model.checkpoint = "asset:tiny_internvl"
+
+    c.data.first = 500_000  # scenes that the warm-up has not seen
+    c.data.size = 500_000
+
+    # A zoom takes 17 tokens, its observation 28, an answer 7.
+    c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 56, 128
+    c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (96, 128), (64, 128)
+
+    c.grpo.steps = 60
+    c.grpo.optimizer.learning_rate = 5e-4
+    c.grpo.optimizer.warmup_steps = 3
+    # The warm model can see; what it lacks is judgement.
+    c.grpo.learner.freeze = ("vision_tower", "multi_modal_projector")
+    c.checkpoint.every = 10
+    return c

@@ -1,0 +1,176 @@
+"""From a config to the objects of an experiment: model, environment, shapes, stages. What every program starts with."""
+
+import dataclasses
+import importlib.resources
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mvg_jax.config import Config, GRPO, Learner as LearnerConfig
+from mvg_jax.data import phantom
+from mvg_jax.data.task import Task
+from mvg_jax.env.episode import Limits
+from mvg_jax.env.protocol import Protocol, Vocabulary
+from mvg_jax.env.rewards import check_weights
+from mvg_jax.errors import RunError
+from mvg_jax.models import config as model_shapes
+from mvg_jax.models import hf
+from mvg_jax.models.internvl import InternVL
+from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
+from mvg_jax.rl.grpo import GRPOStage
+from mvg_jax.rl.imitation import SFTStage
+from mvg_jax.rl.learner import Learner, LearnerShapes
+from mvg_jax.rl.objective import Objective
+from mvg_jax.rl.optimizer import make_optimizer
+from mvg_jax.rl.vision import VisionStage
+from mvg_jax.rollout.engine import Engine, Shapes
+from mvg_jax.rollout.scheduler import World
+from mvg_jax.tools import default_registry
+from mvg_jax.tools.spec import MAX_VIEWS
+
+SHAPES = {"tiny": model_shapes.tiny}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The parts that all stages share. graph: the model's structure; weights travel apart, as its nnx.State."""
+
+    config: Config
+    graph: nnx.GraphDef
+    model: model_shapes.ModelConfig
+    tokenizer_folder: pathlib.Path
+    protocol: Protocol
+    limits: Limits
+
+    @property
+    def view_size(self) -> int:
+        return self.model.vision.image_size
+
+    @property
+    def banned_V(self) -> np.ndarray:
+        """bool [V]: ids that are never sampled, the unused rows of a padded vocabulary among them."""
+        banned = np.zeros(self.model.text.vocab_size, bool)
+        banned[list(self.protocol.vocabulary.banned_ids)] = True
+        return banned
+
+    def world(self, prompts: int, group: int) -> World:
+        """The environment for batches of prompts x group rows."""
+        r, data = self.config.rollout, self.config.data
+        shapes = Shapes(prompts=prompts, group=group, prompt_length=r.prompt_length, turn_tokens=r.turn_tokens,
+                        observation_lengths=r.observation_lengths, encode_batches=r.encode_batches,
+                        suffix_length=r.suffix_length, prompt_images=1, views=self.limits.max_images - 1)
+        if self.protocol.observation_width() > max(r.observation_lengths):
+            raise RunError(f"an observation may take {self.protocol.observation_width()} tokens; raise "
+                           f"config.rollout.observation_lengths {r.observation_lengths}")
+        if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
+            raise RunError(f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
+                           f"raise config.rollout.encode_batches {r.encode_batches}")
+        return World(self.protocol, self.limits, shapes, self.view_size, (data.image_height, data.image_width))
+
+    def engine(self, world: World) -> Engine:
+        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V)
+
+    def source(self, split: str, first: int, size: int):
+        """Random access to the tasks of a split."""
+        if self.config.data.name != "phantom":
+            raise RunError(f"config.data.name {self.config.data.name!r}: there is 'phantom'")
+        if size < 1:
+            raise RunError(f"the {split} split of {self.config.data.name} is empty: its size must be at least 1")
+        return phantom.PhantomSource(split, size, first)
+
+    def held_out(self) -> list[Task]:
+        """The evaluation's tasks."""
+        source = self.source(self.config.eval.split, 0, self.config.eval.items)
+        return [source[i] for i in range(len(source))]
+
+    def vision_stage(self) -> VisionStage:
+        c = self.config
+        return VisionStage(self.graph, make_optimizer(c.vision.optimizer, c.vision.steps), phantom.dense_labels,
+                           len(phantom.CLASSES), _findings(), c.vision.views, self.view_size,
+                           (c.data.image_height, c.data.image_width), c.seed)
+
+    def sft_stage(self) -> SFTStage:
+        c = self.config.sft
+        learner = Learner(self.graph, make_optimizer(c.optimizer, c.steps), self.banned_V, loss="cross_entropy",
+                          objective=Objective(), advantage_scale="none", freeze=c.learner.freeze)
+        return SFTStage(self.world(c.prompts, c.group), learner, _learner_shapes(c.learner), phantom.mixture, c.mixture,
+                        c.tools_off, self.config.seed)
+
+    def grpo_stage(self, params: nnx.State) -> GRPOStage:
+        c, r = self.config.grpo, self.config.rollout
+        world = self.world(r.prompts, r.group)
+        learner = Learner(self.graph, make_optimizer(c.optimizer, c.steps), self.banned_V, loss="policy",
+                          objective=_objective(c), advantage_scale=c.advantage_scale, freeze=c.learner.freeze)
+        reference = jax.tree.map(jnp.copy, params) if c.kl > 0 else None
+        return GRPOStage(world, self.engine(world), learner, _learner_shapes(c.learner), self.config.env.rewards,
+                         r.temperature, self.config.seed, reference)
+
+
+def _objective(c: GRPO) -> Objective:
+    return Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
+
+
+def _learner_shapes(c: LearnerConfig) -> LearnerShapes:
+    return LearnerShapes(c.microbatches, c.suffix_lengths, c.view_batches)
+
+
+def _findings() -> tuple[int, ...]:
+    """The classes of what questions are about: from the first kind of lesion to the end of the table."""
+    return tuple(range(phantom.CLASSES.index("lesion_homogeneous"), len(phantom.CLASSES)))
+
+
+def folder(name: str) -> pathlib.Path:
+    """A path, or "asset:NAME" for a folder inside the package, or a run's workdir for the model it wrote."""
+    if name.startswith("asset:"):
+        return pathlib.Path(str(importlib.resources.files("mvg_jax"))) / "assets" / name.removeprefix("asset:")
+    path = pathlib.Path(name)
+    return path / "model" if (path / "model" / "config.json").exists() else path
+
+
+def build(config: Config) -> tuple[Experiment, nnx.State]:
+    """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
+    try:
+        check_weights(config.env.rewards)
+        registry = default_registry(config.env.tools)
+        tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        if config.model.checkpoint:
+            model = hf.load(folder(config.model.checkpoint), jnp.float32)
+        else:
+            if config.model.shape not in SHAPES:
+                raise RunError(f"config.model.shape {config.model.shape!r}: use one of {', '.join(SHAPES)}")
+            shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
+            model = InternVL(shape, nnx.Rngs(config.seed))
+    except (ValueError, OSError, KeyError) as error:
+        raise RunError(str(error)) from error
+    vocabulary = make_vocabulary(tokenizer)
+    protocol = Protocol(vocabulary, registry, config.env.style, model.config.tokens_per_image)
+    graph, params = nnx.split(model)
+    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
+    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), params
+
+
+def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """The tokenizer as the environment sees it."""
+    return Vocabulary(encode=tokenizer.encode, decode=tokenizer.decode, special=tokenizer.added,
+                      pad=tokenizer.id("<|endoftext|>"), end_of_turn=tokenizer.id("<|im_end|>"),
+                      image=tokenizer.id("<IMG_CONTEXT>"), image_start=tokenizer.id("<img>"),
+                      image_end=tokenizer.id("</img>"))
+
+
+def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:
+    """Writes the model as a Hugging Face folder, tokenizer included."""
+    vocabulary = experiment.protocol.vocabulary
+    try:
+        hf.save(nnx.merge(experiment.graph, params), directory, dtype=jnp.float32,
+                end_of_turn=vocabulary.end_of_turn, pad=vocabulary.pad)
+        for name in TOKENIZER_FILES:
+            if (experiment.tokenizer_folder / name).exists() and experiment.tokenizer_folder != directory:
+                shutil.copyfile(experiment.tokenizer_folder / name, directory / name)
+    except OSError as error:
+        raise RunError(f"cannot write the model to {directory}: {error.strerror}") from error

@@ -1,0 +1,241 @@
+"""Trains a model: the stages of a config, one after the other.
+
+    python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny
+    python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny --resume
+    python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/seed1 --config.seed=1 --config.grpo.steps=50
+
+The workdir holds config.json, versions.json, one folder a stage (metrics.jsonl, checkpoints/), evaluations, the final model
+as a Hugging Face folder (model/) and summary.json. Ctrl-C saves and says how to go on; so does a second start after a crash.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import config_flags
+
+from mvg_jax import config as configs
+from mvg_jax.checkpoint import Checkpoints
+from mvg_jax.compiles import CompileCount
+from mvg_jax.config import Config
+from mvg_jax.data.pipeline import TaskBatches
+from mvg_jax.errors import RunError
+from mvg_jax.evaluation import Results, evaluate, evaluation_parts
+from mvg_jax.experiment import Experiment, build, export
+from mvg_jax.metrics import MetricsLog, write_atomically, write_summary
+from mvg_jax.tools.spec import MAX_VIEWS
+
+SHOWN = {
+    "vision": ("loss", "accuracy", "accuracy_lesion_zoomed", "found_in_overview"),
+    "sft": ("loss", "token_accuracy", "gradient_norm"),
+    "grpo": ("reward", "accuracy/needed", "tool_rate/needed", "tool_rate/not_needed", "tool_choice/needed", "entropy",
+             "logprob_gap", "time/rollout", "time/step"),
+}
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers", "mvg-jax")
+
+
+class Interrupted(Exception):
+    """Ctrl-C came; the state has been saved."""
+
+
+def train(config: Config, workdir: pathlib.Path, resume: bool) -> dict:
+    """Runs every stage of the config and returns the summary."""
+    # ---- workdir: one config, one run ---------------------------------------------------------------------------
+    claim(config, workdir, resume)
+    experiment, params = build(config)
+    stop = catch_interrupt()
+    compiles = CompileCount()
+
+    # ---- stages --------------------------------------------------------------------------------------------------
+    summary = {}
+    for name in config.stages:
+        params, summary = run_stage(experiment, name, params, workdir, stop, compiles)
+
+    # ---- what comes out ------------------------------------------------------------------------------------------
+    export(experiment, params, workdir / "model")
+    write_summary(workdir / "summary.json", summary)
+    return summary
+
+
+def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pathlib.Path, stop: list,
+              compiles: CompileCount) -> tuple[nnx.State, dict]:
+    """One stage from its last checkpoint (or its beginning) to its end: its final weights, and its summary."""
+    config = experiment.config
+    folder = workdir / name
+    stage, steps, prompts = make_stage(experiment, name, params)
+    state = stage.start(params)
+    batches = TaskBatches(experiment.source("train", config.data.first, config.data.size), batch=prompts,
+                          shuffle=config.data.shuffle, seed=config.seed, threads=config.data.threads,
+                          prefetch=config.data.prefetch)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+
+    # ---- resume --------------------------------------------------------------------------------------------------
+    first, seconds, gap = 0, 0.0, 0.0
+    if checkpoints.latest() is not None:
+        state, meta = checkpoints.restore(None, state)
+        first, seconds, gap = meta["step"], meta["seconds"], meta["logprob_gap_max"]
+        batches.set_state(meta["data"])
+        print(f"{name}: going on after step {first} of {steps}", flush=True)
+
+    # ---- before --------------------------------------------------------------------------------------------------
+    judge = Judge(experiment, folder) if name == "grpo" else None
+    before = judge and judge.results("before", params)
+    start = time.perf_counter()
+    if name == "grpo" and first < steps:
+        print("grpo: compiling", flush=True)
+        warm_up(stage, state, experiment)
+    log = MetricsLog(folder, resume_step=first, total_steps=steps, show=SHOWN[name])
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+    warm = None
+    for step in range(first + 1, steps + 1):
+        state, metrics = stage.step(state, step, next(batches))
+        log.log(step, metrics)
+        if warm is None and step > first + 1:
+            warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
+        if "logprob_gap" in metrics:
+            gap = max(gap, float(metrics["logprob_gap"]))
+        if step % config.checkpoint.every == 0 or step == steps or stop:
+            log.flush()
+            elapsed = seconds + time.perf_counter() - start
+            checkpoints.save(step, state, {"step": step, "seconds": elapsed, "logprob_gap_max": gap,
+                                           "data": batches.get_state(), "config": configs.fingerprint(config)})
+        if stop:
+            raise Interrupted(f"saved after step {step} of stage {name}")
+    log.close()
+    checkpoints.close()
+    seconds += time.perf_counter() - start
+    params = stage.params(state)
+    summary = {"stage": name, "seconds": seconds, "steps": steps,
+               "compiles_after_warmup": 0 if warm is None else compiles.count - warm}
+
+    # ---- after ---------------------------------------------------------------------------------------------------
+    if judge:
+        after, off = judge.results("after", params), judge.results("after_no_tools", params, tools_on=False)
+        summary |= compare(before, after, off) | {"logprob_gap_max": gap}
+        print(f"\nbefore\n{before.table()}\n\nafter\n{after.table()}\n\nafter, tools off\n{off.table()}\n")
+    return params, summary
+
+
+def make_stage(experiment: Experiment, name: str, params: nnx.State):
+    """(stage, steps, prompts a step)."""
+    c = experiment.config
+    if name == "vision":
+        return experiment.vision_stage(), c.vision.steps, c.vision.prompts
+    if name == "sft":
+        return experiment.sft_stage(), c.sft.steps, c.sft.prompts
+    return experiment.grpo_stage(params), c.grpo.steps, c.rollout.prompts
+
+
+def warm_up(stage, state, experiment: Experiment) -> None:
+    """Compiles the sampler and the learner for all buckets."""
+    stage.engine.warm_up(state.params, experiment.view_size, MAX_VIEWS)
+    stage.learner.warm_up(state, stage.shapes, stage.world.shapes, experiment.view_size)
+
+
+class Judge:
+    """Evaluates weights on the held-out tasks, once: results are kept in the stage's folder, so a resumed run repeats nothing."""
+
+    def __init__(self, experiment: Experiment, folder: pathlib.Path):
+        self._experiment, self._folder = experiment, folder
+        self._parts, self._tasks = None, None
+
+    def results(self, name: str, params: nnx.State, tools_on: bool = True) -> Results:
+        path = self._folder / f"evaluation_{name}.json"
+        if path.exists():
+            return Results(**{key: np.array(value) for key, value in json.loads(path.read_text()).items()})
+        if self._parts is None:
+            self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.held_out()
+        c = self._experiment.config
+        results = evaluate(*self._parts, params, self._tasks, temperature=c.eval.temperature, seed=c.seed,
+                           tools_on=tools_on, title=f"evaluate {name}")
+        columns = {key: value.tolist() for key, value in dataclasses.asdict(results).items()}
+        write_atomically(path, json.dumps(columns))
+        return results
+
+
+def compare(before: Results, after: Results, off: Results) -> dict:
+    """The figures that say whether the tool is what did it."""
+    was, now, without = before.summary(), after.summary(), off.summary()
+    return {
+        "accuracy/before": was["accuracy/needed"], "accuracy/after": now["accuracy/needed"],
+        "accuracy/after_no_tools": without["accuracy/needed"], "accuracy/chance": now["chance/needed"],
+        "accuracy/before_all": was["accuracy"], "accuracy/after_all": now["accuracy"],
+        "tool_rate/needed": now["tool_rate/needed"], "tool_rate/not_needed": now["tool_rate/not_needed"],
+        "tool_rate/needed_before": was["tool_rate/needed"], "tool_rate/not_needed_before": was["tool_rate/not_needed"],
+        "tool_choice/before": was["tool_choice"], "tool_choice/after": now["tool_choice"],
+        "box_hit/before": was.get("box_hit"), "box_hit/after": now.get("box_hit"),
+        "items/needed": now["items/needed"], "items/all": len(after.kinds),
+    }
+
+
+def claim(config: Config, workdir: pathlib.Path, resume: bool) -> None:
+    """Makes the workdir this config's, or refuses."""
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = path.read_text() if path.exists() else None
+    except OSError as error:
+        raise RunError(f"cannot use workdir {workdir}: {error.strerror}") from error
+    if held is not None and held != configs.to_json(config):
+        raise RunError(f"{workdir} holds a run of another config (see {path}); choose another --workdir")
+    if held is not None and not resume:
+        raise RunError(f"{workdir} holds this run already; go on with --resume, or choose another --workdir")
+    if held is None and resume:
+        raise RunError(f"nothing to resume in {workdir}: it holds no config.json")
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    versions = {name: installed.get(name, "not installed") for name in VERSIONS} | {"python": platform.python_version()}
+    write_atomically(path, configs.to_json(config))
+    write_atomically(workdir / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def catch_interrupt() -> list:
+    """A list that the first Ctrl-C (or SIGTERM) makes non-empty; the second one ends the process at once."""
+    stop: list = []
+
+    def handle(number, _):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+    return stop
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+_RESUME = flags.DEFINE_bool("resume", False, "Go on from the last checkpoint in the workdir.")
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    workdir = pathlib.Path(_WORKDIR.value)
+    try:
+        config = configs.from_dict(_CONFIG.value.to_dict())
+        if config.compile_cache:
+            jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        summary = train(config, workdir, _RESUME.value)
+        print(json.dumps(summary, indent=2, sort_keys=True))
+        print(f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
+              "metrics.jsonl and checkpoints/")
+    except Interrupted as event:
+        print(f"{event}; go on with --resume and the same --config and --workdir")
+        sys.exit(130)
+    except RunError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    jax.config.config_with_absl()
+    app.run(main)
