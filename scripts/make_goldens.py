@@ -151,21 +151,33 @@ def ours(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np
     """The same from mvg_jax: logits and the most likely next token at every position of prompt + greedy tokens."""
     import jax
     import jax.numpy as jnp
+    from flax import nnx
 
     from mvg_jax.models import hf
 
-    jax.config.update("jax_default_matmul_precision", "highest")
-    model = hf.load(directory, jnp.float32)
-    features = model.encode_images(jnp.asarray(golden["views"]))
-    out = {"features": np.asarray(features)}
-    for name, views in (("0", slice(0, 2)), ("1", slice(2, 3))):
-        length = len(golden[f"prompt_{name}"])
-        tokens = jnp.asarray(np.concatenate([golden[f"prompt_{name}"], golden[f"greedy_{name}"]]), jnp.int32)[None]
-        hidden, _ = model.decode(model.embed(tokens, features[None, views]), jnp.arange(tokens.shape[1])[None])
-        logits = np.array(model.logits(hidden)[0])
-        out[f"logits_{name}"] = logits[:length].copy()
-        logits[:, IMAGE_TOKEN] = -np.inf
-        out[f"greedy_{name}"] = logits[length - 1 : -1].argmax(-1)
+    # Both prompts in one batch, padded on the right, where a causal model does not look.
+    rows = [np.concatenate([golden[f"prompt_{name}"], golden[f"greedy_{name}"]]) for name in "01"]
+    tokens = np.zeros((2, max(map(len, rows))), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    graph, state = nnx.split(hf.load(directory, jnp.float32))
+
+    @jax.jit
+    def forward(state, views, tokens):
+        model = nnx.merge(graph, state)
+        features = model.encode_images(views)
+        per_row = features[jnp.array([[0, 1], [2, 2]])]  # the second prompt has one image
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return features, model.logits(model.decode(model.embed(tokens, per_row), positions)[0])
+
+    with jax.default_matmul_precision("highest"):
+        features, logits = jax.device_get(forward(state, golden["views"], tokens))
+    out = {"features": features}
+    for name, row in zip("01", logits, strict=True):
+        start, length = len(golden[f"prompt_{name}"]), len(golden[f"prompt_{name}"]) + NEW_TOKENS
+        out[f"logits_{name}"] = row[:start].copy()
+        allowed = np.delete(row[start - 1 : length - 1], IMAGE_TOKEN, axis=-1).argmax(-1)
+        out[f"greedy_{name}"] = allowed + (allowed >= IMAGE_TOKEN)
     return out
 
 

@@ -1,0 +1,326 @@
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from mvg_jax.models import hf
+from mvg_jax.models.config import tiny
+from mvg_jax.models.internvl import InternVL
+
+ROOT = pathlib.Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("make_goldens", ROOT / "scripts" / "make_goldens.py")
+make_goldens = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_goldens)
+
+CASES = tuple(make_goldens.CASES)
+EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+NORM = "language_model.model.norm.weight"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, tuple[pathlib.Path, dict[str, np.ndarray]]]:
+    """Of each case the checkpoint folder and the golden."""
+    made = {}
+    for case in CASES:
+        made[case] = tmp_path_factory.mktemp(case), dict(np.load(ROOT / "tests" / "goldens" / f"internvl_{case}.npz"))
+        make_goldens.write_folder(*made[case])
+    return made
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy of the tied checkpoint, to be spoilt."""
+    return shutil.copytree(folders["tied_relu"][0], tmp_path / "checkpoint")
+
+
+def _edit(path: pathlib.Path, change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def _edit_weights(folder: pathlib.Path, change) -> None:
+    weights = safetensors.numpy.load_file(folder / hf.WEIGHTS)
+    change(weights)
+    safetensors.numpy.save_file(weights, folder / hf.WEIGHTS)
+
+
+def _parameters(model: nnx.Module) -> dict[hf.Path, np.ndarray]:
+    return {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_those_of_transformers(folders, case):
+    """Features and logits within 1e-4 of the largest value; greedy tokens equal.
+
+    Given the prompt and the first n greedy tokens of transformers, ours must choose its next one, for every n: by
+    induction both generate the same 32.
+    """
+    folder, golden = folders[case]
+    found = make_goldens.ours(folder, golden)
+    for name, difference in make_goldens.differences(found, golden).items():
+        assert found[name].shape == golden[name].shape
+        assert difference <= (0 if name.startswith("greedy") else 1e-4), name
+    assert len(set(golden["greedy_0"].tolist())) >= 5  # a golden that repeats one token would prove little
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_read_is_written_back_bit_for_bit(folders, case, tmp_path):
+    folder, _ = folders[case]
+    hf.save(hf.load(folder, jnp.float32), tmp_path, dtype=jnp.float32, end_of_turn=7, pad=3)
+    before, after = (safetensors.numpy.load_file(path / hf.WEIGHTS) for path in (folder, tmp_path))
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        assert array.tobytes() == after[name].tobytes(), name
+    assert hf.read_config(tmp_path) == hf.read_config(folder)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": 7, "pad_token_id": 3}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_reads_the_written_settings(folders, case, tmp_path):
+    import transformers
+
+    folder, golden = folders[case]
+    hf.save(hf.load(folder, jnp.float32), tmp_path, dtype=jnp.float32, end_of_turn=7, pad=3)
+    ours, theirs = (transformers.AutoConfig.from_pretrained(path, local_files_only=True) for path in (tmp_path, folder))
+    for section, fields in (("text_config", make_goldens.TEXT | make_goldens.CASES[case]["text"]),
+                            ("vision_config", make_goldens.VISION | make_goldens.CASES[case]["vision"])):  # fmt: skip
+        for field in fields:
+            if not field.endswith("token_id"):
+                value = getattr(getattr(ours, section), field)
+                expected = getattr(getattr(theirs, section), field)
+                assert value == expected or list(value) == list(expected), field
+    assert ours.text_config.rope_parameters == theirs.text_config.rope_parameters
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert ours.image_seq_length == theirs.image_seq_length
+    processor = transformers.GotOcr2ImageProcessorPil.from_pretrained(tmp_path)
+    pixels = processor([view for view in golden["views"]], return_tensors="np")["pixel_values"]
+    config = hf.read_config(tmp_path)
+    expected = (golden["views"] / 255.0 - config.image_mean) / config.image_std
+    np.testing.assert_allclose(pixels, expected.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_the_tiny_model_is_a_legal_checkpoint(tmp_path):
+    rng = np.random.default_rng(0)
+    graph, state = nnx.split(nnx.eval_shape(lambda: InternVL(tiny(128, image_token_id=100), nnx.Rngs(0))))
+    model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), state))
+    hf.save(model, tmp_path, dtype=jnp.float32, end_of_turn=7, pad=3)
+    assert hf.read_config(tmp_path) == model.config
+    again = _parameters(hf.load(tmp_path, jnp.float32))
+    for path, array in _parameters(model).items():
+        np.testing.assert_array_equal(array, again[path])
+
+
+def test_sharded_files_read_like_one(folders, tmp_path):
+    folder, _ = folders["untied_silu_qknorm"]
+    model = hf.load(folder, jnp.float32)
+    hf.save(model, tmp_path, dtype=jnp.float32, end_of_turn=7, pad=3, max_shard_bytes=20_000)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert not (tmp_path / hf.WEIGHTS).exists()
+    index = json.loads((tmp_path / hf.INDEX).read_text())
+    assert index["metadata"]["total_size"] == 4 * sum(array.size for array in _parameters(model).values())
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    again = _parameters(hf.load(tmp_path, jnp.float32))
+    for path, array in _parameters(model).items():
+        np.testing.assert_array_equal(array, again[path])
+
+    files[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=files[1].name):
+        hf.load(tmp_path, jnp.float32)
+    # Saving over it in one file leaves no shard behind.
+    hf.save(model, tmp_path, dtype=jnp.float32, end_of_turn=7, pad=3)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == [hf.WEIGHTS]
+
+
+def test_bfloat16_halves_the_file_and_rounds_once(folders, tmp_path):
+    folder, _ = folders["tied_relu"]
+    model = hf.load(folder, jnp.float32)
+    hf.save(model, tmp_path, dtype=jnp.bfloat16, end_of_turn=7, pad=3)
+    with safetensors.safe_open(tmp_path / hf.WEIGHTS, framework="np") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118 - not a mapping
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    wide, narrow = _parameters(hf.load(tmp_path, jnp.float32)), _parameters(hf.load(tmp_path, jnp.bfloat16))
+    for path, array in _parameters(model).items():
+        rounded = array.astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(narrow[path], rounded)
+        np.testing.assert_array_equal(wide[path], rounded.astype(np.float32))
+    with pytest.raises(ValueError, match="int8"):
+        hf.save(model, tmp_path, dtype=jnp.int8, end_of_turn=7, pad=3)
+
+
+def test_each_parameter_is_placed_once_as_it_is_read(folder):
+    seen = {}
+
+    def place(path, array):
+        assert path not in seen
+        assert array.dtype == jnp.bfloat16
+        assert array.flags.c_contiguous
+        seen[path] = array.shape
+        return jnp.asarray(array)
+
+    model = hf.load(folder, jnp.bfloat16, place)
+    assert seen == {path: array.shape for path, array in _parameters(model).items()}
+
+
+def test_layouts_are_their_own_way_back():
+    rng = np.random.default_rng(0)
+    conv = rng.normal(size=(5, 3, 2, 2))
+    kernel = hf.PATCHES.to_ours(conv)
+    np.testing.assert_array_equal(hf.PATCHES.to_disk(kernel), conv)
+    # A patch [kh, kw, 3] flattened times the kernel is the convolution at that patch.
+    patch = rng.normal(size=(2, 2, 3))
+    np.testing.assert_allclose(patch.reshape(-1) @ kernel, np.einsum("hwc,dchw->d", patch, conv))
+
+
+def test_a_parameter_without_a_name_is_a_programming_error():
+    with pytest.raises(KeyError, match="new_part"):
+        hf.disk_names(hf.FAMILIES["internvl"].names, {("language_model", "layers", 0, "new_part", "kernel"): (2, 2)})
+
+
+def test_all_that_is_wrong_with_the_tensors_is_said_at_once(folder):
+    def spoil(weights):
+        del weights["multi_modal_projector.linear_1.bias"], weights[NORM]
+        weights["stray.weight"] = np.zeros(3, np.float32)
+        weights["vision_tower.encoder.layer.1.lambda_1"] = np.zeros((5, 1), np.float32)
+
+    _edit_weights(folder, spoil)
+    with pytest.raises(hf.HFLayoutError) as error:
+        hf.load(folder, jnp.float32)
+    said = str(error.value)
+    assert str(folder) in said
+    for part in ("2 missing: " + NORM + ", multi_modal_projector.linear_1.bias", "1 unexpected: stray.weight",
+                 "vision_tower.encoder.layer.1.lambda_1 (5, 1) instead of (24,)"):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "said"),
+    [
+        ("text_config", "vocab_size", 97, "text_config.vocab_size is 97"),
+        ("text_config", "hidden_size", 64, "text_config.hidden_size is 64"),
+        ("text_config", "intermediate_size", 50, "text_config.intermediate_size is 50"),
+        ("text_config", "num_hidden_layers", 3, "text_config.num_hidden_layers is 3"),
+        ("text_config", "num_hidden_layers", 1, "text_config.num_hidden_layers is 1"),
+        ("text_config", "head_dim", 16, "text_config.num_attention_heads * head_dim is 64"),
+        ("text_config", "num_key_value_heads", 1, "text_config.num_key_value_heads * head_dim is 8"),
+        ("vision_config", "hidden_size", 32, "vision_config.hidden_size is 32"),
+        ("vision_config", "num_hidden_layers", 1, "vision_config.num_hidden_layers is 1"),
+        ("vision_config", "intermediate_size", 50, "vision_config.intermediate_size is 50"),
+        ("vision_config", "patch_size", [16, 16], "vision_config.patch_size is 16"),
+        ("vision_config", "image_size", [64, 64], "vision_config.image_size (patches a view) is 64"),
+        (None, "downsample_ratio", 0.25, "downsample_ratio (channels a token) is 384"),
+        (None, "tie_word_embeddings", False, f"tie_word_embeddings is False, but there is no {HEAD}"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_names_the_field(folder, section, field, value, said):
+    def spoil(config):
+        (config if section is None else config[section])[field] = value
+
+    _edit(folder / "config.json", spoil)
+    with pytest.raises(hf.HFLayoutError, match="config.json contradicts the weights: .*" + re.escape(said)):
+        hf.load(folder, jnp.float32)
+
+
+def test_tied_embeddings_have_no_head(folder):
+    _edit_weights(folder, lambda weights: weights.update({HEAD: weights[EMBEDDING]}))
+    with pytest.raises(hf.HFLayoutError, match=rf"tie_word_embeddings is True, but there is {re.escape(HEAD)}"):
+        hf.load(folder, jnp.float32)
+    # A config that does not say takes what the files hold.
+    for section in (lambda config: config, lambda config: config["text_config"]):
+        _edit(folder / "config.json", lambda config: section(config).pop("tie_word_embeddings", None))  # noqa: B023
+    assert hf.load(folder, jnp.float32).lm_head is not None
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "said"),
+    [
+        (None, "model_type", "blip", "model_type is 'blip'; supported: ['internvl']"),
+        (None, "vision_feature_layer", -2, "vision_feature_layer is -2"),
+        (None, "text_config", None, "lacks text_config"),
+        ("text_config", "model_type", "qwen3", "text_config.model_type is 'qwen3'"),
+        ("text_config", "use_sliding_window", True, "text_config.use_sliding_window is true"),
+        ("text_config", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "rope_type 'yarn'"),
+        ("vision_config", "use_mask_token", True, "vision_config.use_mask_token is True"),
+        ("vision_config", "norm_type", "group_norm", "vision_config.norm_type is 'group_norm'"),
+        ("vision_config", "image_size", [32, 64], "vision_config.image_size is [32, 64]"),
+    ],
+)
+def test_what_we_cannot_run_is_refused_by_name(folder, section, field, value, said):
+    def spoil(config):
+        (config if section is None else config[section])[field] = value
+
+    _edit(folder / "config.json", spoil)
+    with pytest.raises(hf.HFLayoutError, match=re.escape(said)):
+        hf.load(folder, jnp.float32)
+
+
+def test_a_field_without_default_is_asked_for(folder):
+    _edit(folder / "config.json", lambda config: config["text_config"].pop("num_key_value_heads"))
+    with pytest.raises(hf.HFLayoutError, match=r"lacks text_config\.num_key_value_heads"):
+        hf.load(folder, jnp.float32)
+
+
+def test_version_4_spelling_of_rope(folder):
+    expected = hf.read_config(folder)
+
+    def older(config):
+        text = config["text_config"]
+        del text["rope_parameters"]
+        text |= {"rope_theta": 123.0, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+
+    _edit(folder / "config.json", older)
+    assert hf.read_config(folder).text.rope_theta == 123.0
+    _edit(folder / "config.json", lambda config: config["text_config"].pop("rope_theta"))
+    assert hf.read_config(folder) == expected  # transformers' own default
+
+
+def test_image_processor_settings_in_the_combined_file(folder):
+    expected = hf.read_config(folder)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"processor_config\.json"):
+        hf.read_config(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert hf.read_config(folder) == expected
+    (folder / "processor_config.json").write_text("{}")
+    with pytest.raises(hf.HFLayoutError, match="image_mean"):
+        hf.read_config(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", hf.WEIGHTS])
+def test_a_missing_file_is_named(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{folder} holds no {file}")):
+        hf.load(folder, jnp.float32)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 2000, -1])
+def test_a_truncated_file_is_named(folder, keep):
+    weights = folder / hf.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(hf.HFLayoutError, match=re.escape(f"{weights} is damaged or cut short")):
+        hf.load(folder, jnp.float32)
+
+
+def test_a_broken_config_is_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(hf.HFLayoutError, match=r"config\.json is not JSON"):
+        hf.load(folder, jnp.float32)
+
+
+def test_integer_weights_are_refused(folder):
+    _edit_weights(folder, lambda weights: weights.update({NORM: weights[NORM].astype(np.int32)}))
+    with pytest.raises(hf.HFLayoutError, match=rf"{re.escape(NORM)} is of type I32"):
+        hf.load(folder, jnp.float32)
