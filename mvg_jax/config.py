@@ -1,7 +1,6 @@
 """An experiment as frozen dataclasses: built once from the ConfigDict of a config file; unknown keys and ill-typed values fail."""
 
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -192,8 +191,3 @@ def _value(value: Any, hint: Any, path: str) -> Any:
 def to_json(config: Config) -> str:
     """The resolved config, sorted and indented: what workdir/config.json holds."""
     return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
-
-
-def fingerprint(config: Config) -> str:
-    """Short hash of the resolved config; a checkpoint remembers it."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]

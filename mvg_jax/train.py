@@ -31,7 +31,7 @@ from mvg_jax.data.pipeline import TaskBatches
 from mvg_jax.errors import RunError
 from mvg_jax.evaluation import Results, evaluate, evaluation_parts
 from mvg_jax.experiment import Experiment, build, export
-from mvg_jax.metrics import MetricsLog, write_atomically, write_summary
+from mvg_jax.metrics import MetricsLog, read_metrics, write_atomically, write_summary
 from mvg_jax.tools.spec import MAX_VIEWS
 
 SHOWN = {
@@ -79,10 +79,10 @@ def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pat
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
 
     # ---- resume --------------------------------------------------------------------------------------------------
-    first, seconds, gap = 0, 0.0, 0.0
+    first, seconds = 0, 0.0
     if checkpoints.latest() is not None:
         state, meta = checkpoints.restore(None, state)
-        first, seconds, gap = meta["step"], meta["seconds"], meta["logprob_gap_max"]
+        first, seconds = meta["step"], meta["seconds"]
         batches.set_state(meta["data"])
         print(f"{name}: going on after step {first} of {steps}", flush=True)
 
@@ -102,13 +102,10 @@ def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pat
         log.log(step, metrics)
         if warm is None and step > first + 1:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
-        if "logprob_gap" in metrics:
-            gap = max(gap, float(metrics["logprob_gap"]))
         if step % config.checkpoint.every == 0 or step == steps or stop:
             log.flush()
             elapsed = seconds + time.perf_counter() - start
-            checkpoints.save(step, state, {"step": step, "seconds": elapsed, "logprob_gap_max": gap,
-                                           "data": batches.get_state(), "config": configs.fingerprint(config)})
+            checkpoints.save(step, state, {"step": step, "seconds": elapsed, "data": batches.get_state()})
         if stop:
             raise Interrupted(f"saved after step {step} of stage {name}")
     log.close()
@@ -121,7 +118,8 @@ def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pat
     # ---- after ---------------------------------------------------------------------------------------------------
     if judge:
         after, off = judge.results("after", params), judge.results("after_no_tools", params, tools_on=False)
-        summary |= compare(before, after, off) | {"logprob_gap_max": gap}
+        summary |= compare(before, after, off)
+        summary["logprob_gap_max"] = max(record["logprob_gap"] for record in read_metrics(folder / "metrics.jsonl"))
         print(f"\nbefore\n{before.table()}\n\nafter\n{after.table()}\n\nafter, tools off\n{off.table()}\n")
     return params, summary
 

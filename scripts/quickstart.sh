@@ -8,7 +8,9 @@ case $workdir in /*) ;; *) workdir=$PWD/$workdir ;; esac
 
 bash "$root/scripts/setup.sh"
 cd "$root"
-.venv/bin/python -m mvg_jax.train --config=configs/tiny.py --workdir="$workdir"
+resume=()
+if [ -e "$workdir/config.json" ]; then resume=(--resume); fi
+.venv/bin/python -m mvg_jax.train --config=configs/tiny.py --workdir="$workdir" "${resume[@]}"
 
 echo
 echo "Everything lies in $workdir:"

@@ -27,7 +27,7 @@ from mvg_jax.env.protocol import Protocol, Turn, parse_turn
 from mvg_jax.frames import Frame
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
 from mvg_jax.rollout.sampling import row_keys
-from mvg_jax.tools import Sources, ToolResult, apply_tools, render_views
+from mvg_jax.tools import Registry, Sources, ToolResult, apply_tools, render_views
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 
@@ -56,13 +56,14 @@ class Phases:
 
 class Prompts(NamedTuple):
     """P prompts ready to roll out. tokens [P, L] int32 and length [P] on the host; native images and first views
-    [P, N0, S, S, 3] uint8 on the device."""
+    [P, N0, S, S, 3] uint8 on the device. tools_on: whether tools are offered; if not, every call is an unknown tool."""
 
     tasks: tuple[Task, ...]
     tokens: np.ndarray
     length: np.ndarray
     sources: Sources
     views: jax.Array
+    tools_on: bool
 
 
 class Policy(typing.Protocol):
@@ -102,7 +103,8 @@ class World:
         sources = jax.device_put(task_sources(tasks, *self.image_size))
         frames = reset(tasks, self.limits).frames
         first = jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames)
-        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size))
+        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size),
+                       tools_on)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -121,6 +123,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
     episodes = reset([task for task in prompts.tasks for _ in range(G)], world.limits)
     ledger = Ledger(prompts.tokens, prompts.length, phases.to_host(prompts.views), B, shapes.suffix_length, shapes.views,
                     vocabulary.image, protocol.tokens_per_image)
+    offered = protocol.registry if prompts.tools_on else Registry(())
     source_row_B = np.repeat(np.arange(shapes.prompts, dtype=np.int32), G)
     policy.begin(prompts, phases)
     pending_views = []
@@ -133,7 +136,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
                      for b in range(B)]
             turns = [None if text is None else parse_turn(text) for text in texts]
             cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
-            plan = plan_step(protocol.registry, episodes, turns, cut_off_B)
+            plan = plan_step(offered, episodes, turns, cut_off_B)
         with phases("tools") as work:
             result = apply_tools(protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view_size)
             work.append(result)

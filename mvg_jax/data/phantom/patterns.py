@@ -28,8 +28,8 @@ PATTERN_LABEL = {
     "2": "specks_2",
     "3": "specks_3",
 }
-# Brightest point of each pattern over the lesion's ground, HU, after the projection.
-PEAK = {"rim-enhancing": 150.0, "calcified": 270.0, "septated": 150.0, "1": 230.0, "2": 230.0, "3": 230.0}
+# Brightest point of each pattern's parts over the lesion's ground, HU, after the projection.
+PEAK = {"rim-enhancing": 150.0, "calcified": 270.0, "septated": 150.0, "1": 220.0, "2": 220.0, "3": 220.0}
 
 
 @functools.cache
@@ -56,34 +56,30 @@ def pattern(lesion: Lesion) -> np.ndarray:
     x = (np.arange(WINDOW) + 0.5 + x0 - lesion.x)[None, :]
     if lesion.pattern == "homogeneous":
         return np.zeros((WINDOW, WINDOW))
-    raw = _shape(lesion, y, x)
     p = overview_projector()
-    null = raw - p @ raw @ p.T
-    return null * (PEAK[lesion.pattern] / null.max())
+    # Each part is scaled by itself: what the projection leaves of it depends on where it lies on the overview's grid.
+    nulls = [part - p @ part @ p.T for part in _parts(lesion, y, x)]
+    return PEAK[lesion.pattern] * sum(null / null.max() for null in nulls)
 
 
 def _spot(y, x, cy, cx, sigma):
     return np.exp(-((y - cy) ** 2) / (2 * sigma**2)) * np.exp(-((x - cx) ** 2) / (2 * sigma**2))
 
 
-def _shape(lesion: Lesion, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What the pattern would be if the overview were free to see it; no detail is finer than about 4 px."""
+def _parts(lesion: Lesion, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+    """The pattern's parts as they would be if the overview were free to see them; no detail is finer than about 4 px."""
     r, a, w = lesion.radius, lesion.angle, lesion.wobble
     if lesion.pattern == "rim-enhancing":
-        return np.exp(-((np.sqrt(y * y + x * x) - (r - 2.0)) ** 2) / (2 * 1.8**2))
+        return [np.exp(-((np.sqrt(y * y + x * x) - (r - 2.0)) ** 2) / (2 * 1.8**2))]
     if lesion.pattern == "septated":
         across = math.cos(a) * x + math.sin(a) * y + w[0]
         inside = np.clip((r - np.sqrt(y * y + x * x)) / 3.0 + 0.5, 0, 1)
         period = 9.0 + 0.6 * w[1]
         septa = sum(np.exp(-((across - k * period) ** 2) / (2 * 1.7**2)) for k in (-1, 0, 1))
-        return inside * septa
+        return [inside * septa]
     if lesion.pattern == "calcified":
         near = _spot(y, x, 3.5 * math.sin(a), 3.5 * math.cos(a), 2.2 + 0.2 * w[2])
-        return np.maximum(_spot(y, x, 0.0, 0.0, 2.7), 0.8 * near)
+        return [np.maximum(_spot(y, x, 0.0, 0.0, 2.7), 0.8 * near)]
     count = int(lesion.pattern)
-    at = 0.6 * r
-    specks = []
-    for k in range(count):
-        t = a + 2 * math.pi * k / count + 0.15 * w[k]
-        specks.append(_spot(y, x, at * math.sin(t), at * math.cos(t), 2.2))
-    return np.maximum.reduce(specks)
+    turns = [a + 2 * math.pi * k / count + 0.15 * w[k] for k in range(count)]
+    return [_spot(y, x, 0.6 * r * math.sin(t), 0.6 * r * math.cos(t), 2.2) for t in turns]
