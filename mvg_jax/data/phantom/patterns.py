@@ -67,7 +67,7 @@ def _spot(y, x, cy, cx, sigma):
 
 
 def _parts(lesion: Lesion, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
-    """The pattern's parts as they would be if the overview were free to see them; no detail is finer than about 4 px."""
+    """The pattern's parts as they would be if the overview could show them; no detail is finer than about 4 px."""
     r, a, w = lesion.radius, lesion.angle, lesion.wobble
     if lesion.pattern == "rim-enhancing":
         return [np.exp(-((np.sqrt(y * y + x * x) - (r - 2.0)) ** 2) / (2 * 1.8**2))]
