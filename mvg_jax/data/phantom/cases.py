@@ -163,6 +163,7 @@ def prove(case: Case) -> Proof:
     """The minimal chain and its certificate over all pairs of answers, from the noise-free images."""
     scene = next(iter(case.variants.values()))
     clean = render.render_anatomy(scene)
+    clean.flags.writeable = False  # cached and shared by all items of the case
     if case.kind in CONTROLS:
         return Proof(clean, (), {})
     images = []

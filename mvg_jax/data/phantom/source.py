@@ -15,7 +15,7 @@ PAIRS = 10**6
 
 
 class PhantomSource:
-    """Items `first` .. `first + size` of a split; items 2k and 2k+1 are twins. Nothing is kept between calls."""
+    """Items `first` .. `first + size` of a split; items 2k and 2k+1 are twins. An item does not depend on earlier calls."""
 
     def __init__(self, split: str, size: int, first: int = 0):
         if split not in SPLITS:
@@ -38,7 +38,7 @@ def make_task(split: str, index: int) -> Task:
     case, proof = draw_case(SPLITS[split] + index // 2)
     answer = case.twins[index % 2]
     scene = case.variants[answer]
-    hu = proof.clean
+    hu = proof.clean.copy()
     render.add_findings(hu, scene, case.anatomy)
     image = NativeImage(render.expose(hu, scene.seed), DEFAULT_WINDOW, 1.0, render.INTERCEPT, "HU", SPACING_MM)
     return Task(
