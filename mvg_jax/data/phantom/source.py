@@ -15,7 +15,7 @@ PAIRS = 10**6
 
 
 class PhantomSource:
-    """Items `first` .. `first + size` of a split; items 2k and 2k+1 are twins. An item does not depend on earlier calls."""
+    """Items `first` .. `first + size` of a split; items 2k and 2k+1 are twins. Earlier calls change nothing."""
 
     def __init__(self, split: str, size: int, first: int = 0):
         if split not in SPLITS:
