@@ -54,6 +54,7 @@ class Trajectories:
         _require((self.logprob_BxL[self.origin_BxL != MODEL] == 0).all(), "a log-prob on a token the model did not draw")
         _require(np.isfinite(self.logprob_BxL).all() and (self.logprob_BxL <= 0).all(), "a log-prob above 0 or not finite")
         _check_spans(image_BxL, self.view_count_B, self.tokens_per_image)
+        _require((self.view_count_B <= self.views_BxNxSxSx3.shape[1]).all(), "a row with more image spans than images")
         inside_PxL = np.arange(self.prompts_PxL.shape[1])[None] < self.prompt_length_P[:, None]
         image_PxL = (self.prompts_PxL == self.image_token_id) & inside_PxL
         _check_spans(image_PxL, image_PxL.sum(1) // self.tokens_per_image, self.tokens_per_image)

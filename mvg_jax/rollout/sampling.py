@@ -36,11 +36,15 @@ def draw(logits_BxV: jax.Array, name_Bx4: jax.Array, position_B: jax.Array, temp
     """One token a row, by inverting the distribution at a single keyed uniform: (token [B] int32, log-prob [B] float32).
 
     A draw needs one random number a row instead of one for every entry of the vocabulary (Gumbel-max), which on CPU is
-    the larger part of sampling. Zero-probability entries are never chosen: their step of the cumulative sum is flat.
+    the larger part of sampling. XLA sums as a tree, so that the cumulative sum may move by an ulp, up or down, where the
+    probability is 0: only entries of positive probability are looked at, or a banned token would be drawn now and then.
     """
     logprob_BxV = jax.nn.log_softmax(policy_logits(logits_BxV, temperature_B, banned_V))
-    cumulative_BxV = jnp.cumsum(jnp.exp(logprob_BxV), axis=1)
+    probability_BxV = jnp.exp(logprob_BxV)
+    cumulative_BxV = jnp.where(probability_BxV > 0, jnp.cumsum(probability_BxV, axis=1), 0.0)
     uniform_B = jax.vmap(token_uniform)(name_Bx4, position_B)
-    drawn_B = jnp.sum(cumulative_BxV <= uniform_B[:, None] * cumulative_BxV[:, -1:], axis=1)
+    threshold_Bx1 = uniform_B[:, None] * cumulative_BxV.max(axis=1, keepdims=True)
+    V = logits_BxV.shape[1]
+    drawn_B = jnp.min(jnp.where(cumulative_BxV > threshold_Bx1, jnp.arange(V)[None], V - 1), axis=1)
     token_B = jnp.where(temperature_B == 0, jnp.argmax(logprob_BxV, axis=1), drawn_B).astype(jnp.int32)
     return token_B, jnp.take_along_axis(logprob_BxV, token_B[:, None], axis=1)[:, 0]
