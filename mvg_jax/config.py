@@ -123,9 +123,9 @@ class GRPO:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Held-out evaluation before and after training. items: how many tasks of `split`; temperature 0 = greedy."""
+    """Held-out evaluation before and after training. tasks: how many of `split`; temperature 0 = greedy."""
 
-    items: int = 800
+    tasks: int = 800
     split: str = "val"
     temperature: float = 0.0
     prompts: int = 64

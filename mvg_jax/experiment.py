@@ -85,7 +85,7 @@ class Experiment:
 
     def held_out(self) -> list[Task]:
         """The evaluation's tasks."""
-        source = self.source(self.config.eval.split, 0, self.config.eval.items)
+        source = self.source(self.config.eval.split, 0, self.config.eval.tasks)
         return [source[i] for i in range(len(source))]
 
     def vision_stage(self) -> VisionStage:

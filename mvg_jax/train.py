@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from mvg_jax import config as configs
 from mvg_jax.checkpoint import Checkpoints
-from mvg_jax.compiles import CompileCount
+from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.config import Config
 from mvg_jax.data.pipeline import TaskBatches
 from mvg_jax.errors import RunError
@@ -136,8 +136,9 @@ def make_stage(experiment: Experiment, name: str, params: nnx.State):
 
 def warm_up(stage, state, experiment: Experiment) -> None:
     """Compiles the sampler and the learner for all buckets."""
-    stage.engine.warm_up(state.params, experiment.view_size, MAX_VIEWS)
-    stage.learner.warm_up(state, stage.shapes, stage.world.shapes, experiment.view_size)
+    size = experiment.view_size
+    programs = stage.learner.lower(state, stage.shapes, stage.world.shapes, size, stage.reference is not None)
+    compile_all(programs + stage.engine.lower(state.params, size, MAX_VIEWS), "compile")
 
 
 class Judge:

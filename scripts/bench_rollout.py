@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mvg_jax import config as configs
-from mvg_jax.compiles import CompileCount
+from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.experiment import build
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.decoder import suffix_bytes
@@ -58,7 +58,7 @@ def main(_) -> None:
     bandwidth, flops = measured_rates()
     compiles = CompileCount()
     start = time.perf_counter()
-    engine.warm_up(params, experiment.view_size, MAX_VIEWS)
+    compile_all(engine.lower(params, experiment.view_size, MAX_VIEWS), "compile")
     P, B = shapes.prompts, shapes.rows
     source = experiment.source("val", 0, P * (_BATCHES.value + 1))
     temperature_B = np.full(B, config.rollout.temperature, np.float32)

@@ -129,20 +129,26 @@ class Learner:
     def init(self, params: nnx.State) -> TrainState:
         return TrainState(params, self.optimizer.init(nnx.split_state(params, self.filter, ...)[0]), jnp.int32(0))
 
-    def warm_up(self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int) -> None:
-        """Compiles the update for every bucket, on abstract shapes."""
+    def lower(self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int,
+              with_reference: bool) -> list[jax.stages.Lowered]:
+        """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`."""
         of, M = jax.ShapeDtypeStruct, shapes.microbatches
         p, b = rollout.prompts // M, rollout.rows // M
         view = (view_size, view_size, 3)
+        lowered = []
         for L in shapes.suffix_lengths:
             for n in shapes.view_batches:
-                row = lambda dtype: of((M, b, L), dtype)
-                self.update.lower(state, Batch(
+                row = lambda dtype, L=L: of((M, b, L), dtype)
+                batch = Batch(
                     prompts=of((M, p, rollout.prompt_length), jnp.int32), prompt_length=of((M, p), jnp.int32),
                     prompt_views=of((M, p, rollout.prompt_images, *view), jnp.uint8), tokens=row(jnp.int32),
                     positions=row(jnp.int32), mask=row(bool), behaviour=row(jnp.float32), reference=row(jnp.float32),
                     views=of((M, n, *view), jnp.uint8), view_index=of((M, b, rollout.views), jnp.int32),
-                    reward=of((M, p, rollout.group), jnp.float32), temperature=of((M, b), jnp.float32))).compile()
+                    reward=of((M, p, rollout.group), jnp.float32), temperature=of((M, b), jnp.float32))
+                lowered.append(self.update.lower(state, batch))
+                if with_reference:
+                    lowered.append(self.score.lower(state.params, batch))
+        return lowered
 
 
 def _policy_terms(objective, advantage_scale, micro: Batch, logprob):

@@ -82,8 +82,9 @@ class Engine:
         self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
 
-    def warm_up(self, params: nnx.State, view_size: int, max_views: int, extra_lengths: tuple[int, ...] = ()) -> None:
-        """Compiles every program for every bucket, on abstract shapes: nothing runs and nothing is allocated.
+    def lower(self, params: nnx.State, view_size: int, max_views: int,
+              extra_lengths: tuple[int, ...] = ()) -> list[jax.stages.Lowered]:
+        """Every program for every bucket, on abstract shapes, ready for `compiles.compile_all`.
 
         max_views: R. extra_lengths: further lengths that `extend` will be called with.
         """
@@ -94,19 +95,19 @@ class Engine:
         index = lambda n: of((n,), jnp.int32)
         row = lambda dtype: of((B,), dtype)
         images = s.prompts * s.prompt_images
-        self.encode.lower(params, views(images), index(images)).compile()
-        for n in s.encode_batches:
-            self.encode.lower(params, views(B * max_views), index(n)).compile()
-        E, D = jax.eval_shape(self.encode, params, views(1), index(1)).shape[1:]
-        dtype = jax.eval_shape(self.encode, params, views(1), index(1)).dtype
-        prompts = (of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), of((s.prompts, s.prompt_images, E, D), dtype))
-        self.prefill.lower(params, *prompts).compile()
+        feature = jax.eval_shape(self.encode, params, views(1), index(1))
+        features = lambda *leading: of((*leading, *feature.shape[1:]), feature.dtype)
+        prompts = of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), features(s.prompts, s.prompt_images)
         state = jax.eval_shape(self.prefill, params, *prompts)
-        self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32),
-                          of(self.banned_V.shape, bool)).compile()
-        for T in s.observation_lengths + extra_lengths:
-            self.extend.lower(params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32),
-                              of((B, max_views, E, D), dtype)).compile()
+        return [
+            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32),
+                              of(self.banned_V.shape, bool)),
+            *(self.extend.lower(params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views))
+              for T in s.observation_lengths + extra_lengths),
+            self.prefill.lower(params, *prompts),
+            self.encode.lower(params, views(images), index(images)),
+            *(self.encode.lower(params, views(B * max_views), index(n)) for n in s.encode_batches),
+        ]
 
 
 def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
