@@ -1,0 +1,136 @@
+"""A model and a world small enough to compile in seconds: 2 decoder layers, width 32, views of 16 px, E = 4 tokens an image.
+
+The tokenizer is the embedded one. `LETTERS` leaves the model eight tokens, one of which ends the turn: rows of an untrained
+model then speak several turns of different lengths, none of them well-formed. Calls come from scripts.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mvg_jax.data.task import Box, NativeImage, Task
+from mvg_jax.env.episode import Episodes, Limits
+from mvg_jax.env.protocol import Protocol, Turn
+from mvg_jax.experiment import folder, make_vocabulary
+from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from mvg_jax.models.internvl import InternVL
+from mvg_jax.models.tokenizer import load_tokenizer
+from mvg_jax.rollout.engine import Engine, Shapes
+from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
+from mvg_jax.tools import ToolCall, default_registry
+from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
+
+SIZE, E = 16, 4
+TOKENIZER = load_tokenizer(folder("asset:tiny_internvl"))
+VOCABULARY = make_vocabulary(TOKENIZER)
+PROTOCOL = Protocol(VOCABULARY, default_registry(("image_zoom_in_tool", "image_flip_tool")), "compact", E)
+LIMITS = Limits(max_turns=3, max_images=4, max_errors=3)
+
+SPECIAL = np.isin(np.arange(TOKENIZER.size), VOCABULARY.banned_ids)  # what is never sampled, bool [V]
+LETTERS = ~np.isin(np.arange(TOKENIZER.size), [*range(100, 107), VOCABULARY.end_of_turn])
+ENDLESS = SPECIAL | (np.arange(TOKENIZER.size) == VOCABULARY.end_of_turn)
+
+CONFIG = ModelConfig(
+    vision=VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE,
+                        patch_size=4, hidden_act="relu", layer_scale_init_value=1.0),
+    text=TextConfig(vocab_size=TOKENIZER.size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, intermediate_size=32, head_dim=8, rope_theta=10_000.0),
+    image_token_id=VOCABULARY.image)
+
+
+@functools.cache
+def model() -> tuple[nnx.GraphDef, nnx.State]:
+    """(graph, params) of the untrained model."""
+    return nnx.split(InternVL(CONFIG, nnx.Rngs(0)))
+
+
+def own_params() -> nnx.State:
+    """The weights once more, for programs that consume their argument."""
+    return jax.tree.map(lambda x: x + 0, model()[1])
+
+
+def zoom(*boxes: Sequence[int], image: int = 0) -> Turn:
+    """A turn that zooms into one box or several."""
+    box = [list(box) for box in boxes]
+    return Turn("", ToolCall("image_zoom_in_tool", {"bbox_2d": box if len(box) > 1 else box[0], "img_idx": image}))
+
+
+def flip(image: int) -> Turn:
+    return Turn("", ToolCall("image_flip_tool", {"axis": "horizontal", "img_idx": image}))
+
+
+ONE, TWO, ANSWER = zoom((100, 200, 600, 700)), zoom((100, 200, 600, 700), (0, 500, 400, 900)), Turn("", "calcified")
+
+
+def task(i: int) -> Task:
+    """Noise of 32 x 40 pixels: no two views look alike."""
+    pixels = np.random.default_rng(i).integers(600, 1500, (32, 40)).astype(np.uint16)
+    return Task(id=f"noise/{i}", dataset="noise", kind="attribute",
+                images=(NativeImage(pixels, window=(-160.0, 240.0), intercept=-1024.0, unit="HU"),),
+                question="Which" + " is it" * (i % 3) + "?", answer="calcified", options=("calcified", "septated"),
+                boxes=(Box("lesion", (100.0, 200.0, 600.0, 700.0)),), chain=(ONE.action,))
+
+
+@functools.cache
+def world(prompts: int, group: int = 2) -> World:
+    """Three turns of up to 24 tokens: a zoom takes 16, one into two boxes 24; their observations 16 and 22."""
+    rows = prompts * group
+    shapes = Shapes(prompts=prompts, group=group, prompt_length=40, turn_tokens=24, observation_lengths=(16, 24),
+                    encode_batches=(rows // 2, 2 * rows), suffix_length=120, prompt_images=1, views=3)
+    return World(PROTOCOL, LIMITS, shapes, SIZE, (32, 40))
+
+
+@functools.cache
+def _engine(prompts: int, group: int) -> Engine:
+    return Engine(model()[0], world(prompts, group).shapes, VOCABULARY.end_of_turn, SPECIAL)
+
+
+def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
+    """The engine of world(prompts, group): compiled once, whatever is banned."""
+    made = copy.copy(_engine(prompts, group))
+    made.banned_V = jax.numpy.asarray(banned_V)
+    return made
+
+
+def play(tasks: Sequence[Task], *, script: Sequence[Sequence[Turn]] | None = None, seed: int = 0, step: int = 0,
+         sample_B: np.ndarray | None = None, temperature: float = 1.0,
+         banned_V: np.ndarray = LETTERS) -> tuple[Trajectories, Episodes, Phases]:
+    """Episodes of the untrained model, two rows a task; with a script (one a row) it speaks only after the first turn."""
+    world_, rows, phases = world(len(tasks)), 2 * len(tasks), Phases()
+    policy = SampledPolicy(engine(len(tasks), banned_V), model()[1], seed=seed, step=step,
+                           sample_B=np.arange(rows) % 2 if sample_B is None else sample_B,
+                           temperature_B=np.full(rows, temperature))
+    if script is not None:
+        policy = GuidedPolicy(ScriptedPolicy(PROTOCOL, script, world_.shapes.turn_tokens), policy, 1)
+    return *rollout(world_, policy, world_.prepare(tasks, tools_on=True), phases), phases
+
+
+def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
+    """Rows of noise in the shape of a conversation: a turn, an observation of 0 to 2 views, a turn, a last observation.
+
+    Behaviour log-probs are 0, which no policy would have given: tests put in their own.
+    """
+    rng = np.random.default_rng(seed)
+    rows, length = prompts * group, 40
+    words = lambda *shape: rng.integers(0, 1600, shape).astype(np.int32)
+    image = np.full(E, VOCABULARY.image)
+    prompt_length_P = rng.integers(8, 13, prompts).astype(np.int32)
+    prompts_PxL = words(prompts, 12)
+    prompts_PxL[:, 2 : 2 + E] = image
+    pixels = lambda *shape: rng.integers(0, 256, (*shape, SIZE, SIZE, 3)).astype(np.uint8)
+    ledger = Ledger(prompts_PxL, prompt_length_P, pixels(prompts, 1), rows, length, 3, VOCABULARY.image, E)
+    views_B = np.arange(rows) % 3
+    observation_BxT = words(rows, 14)
+    for b, count in enumerate(views_B):
+        observation_BxT[b, 1 : 1 + E * count] = np.tile(image, count)
+    count = lambda low, high: rng.integers(low, high + 1, rows).astype(np.int32)
+    ledger.append(words(rows, 9), count(3, 9), MODEL, 0)
+    ledger.append(observation_BxT, np.maximum(count(2, 6) + E * views_B, 2).astype(np.int32), ENVIRONMENT, 0)
+    ledger.append_views(pixels(rows, 2), views_B.astype(np.int32))
+    ledger.append(words(rows, 9), count(1, 9), MODEL, 1)
+    ledger.append(words(rows, 3), count(1, 3), ENVIRONMENT, 1)
+    return ledger.close()
