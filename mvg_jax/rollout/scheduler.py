@@ -90,8 +90,10 @@ class World:
     image_size: tuple[int, int]
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
-        """Prompt tokens and first views of P tasks. ValueError when one does not fit the shapes."""
+        """Prompt tokens and first views of P tasks. ValueError when they do not fit the shapes."""
         shapes = self.shapes
+        if len(tasks) != shapes.prompts:
+            raise ValueError(f"{len(tasks)} tasks for {shapes.prompts} prompts")
         tokens = np.full((shapes.prompts, shapes.prompt_length), self.protocol.vocabulary.pad, np.int32)
         length = np.zeros(shapes.prompts, np.int32)
         for p, task in enumerate(tasks):
@@ -187,7 +189,7 @@ class SampledPolicy:
             return Drawn(*phases.to_host(drawn))
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases, spoken: Drawn | None = None) -> None:
-        """spoken: the turn before, if it was not drawn here: its tokens have no keys and values yet."""
+        """spoken: the turn before in rows where it was not drawn here (count 0 elsewhere): it has no keys and values yet."""
         shapes = self._engine.shapes
         B, R = step.views.shape[:2]
         with phases("encode") as work:
@@ -204,7 +206,8 @@ class SampledPolicy:
                 T = bucket(shapes.observation_lengths, int(count_B.max()), "rollout.observation_lengths")
                 tokens_BxT = tokens_BxT[:, :T]
             else:
-                self._state = self._state._replace(pending_B=jnp.asarray(spoken.tokens[:, 0]))
+                pending_B = jnp.where(spoken.count > 0, spoken.tokens[:, 0], self._state.pending_B)
+                self._state = self._state._replace(pending_B=pending_B)
                 tokens_BxT, count_B = _join(spoken.tokens[:, 1:], spoken.count - 1, tokens_BxT, count_B)
             self._state = self._engine.extend(self._params, self._state, running_B, tokens_BxT, count_B,
                                               features.reshape(B, R, *features.shape[1:]))
@@ -249,7 +252,10 @@ class ScriptedPolicy:
 
 
 class GuidedPolicy:
-    """Opens each row with scripted turns and lets the model go on: what it makes of views that someone else asked for."""
+    """Opens each row with scripted turns and lets the model go on: what it makes of views that someone else asked for.
+
+    turns: how many are scripted. A row whose script is shorter, or empty, speaks for itself from there on.
+    """
 
     def __init__(self, scripted: ScriptedPolicy, sampled: SampledPolicy, turns: int):
         self._scripted, self._sampled, self._turns = scripted, sampled, turns
@@ -263,7 +269,11 @@ class GuidedPolicy:
             self._spoken = None
             return self._sampled.turn(number, running_B, phases)
         self._spoken = self._scripted.turn(number, running_B, phases)
-        return self._spoken
+        own_B = running_B & (self._spoken.count == 0)
+        if not own_B.any():
+            return self._spoken
+        drawn = self._sampled.turn(number, own_B, phases)
+        return jax.tree.map(np.add, self._spoken, drawn)  # each row is 0 in one of the two
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
         self._sampled.observe(step, running_B, phases, spoken=self._spoken)
