@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -92,7 +93,7 @@ def _engine(prompts: int, group: int) -> Engine:
 def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
     """The engine of world(prompts, group): compiled once, whatever is banned."""
     made = copy.copy(_engine(prompts, group))
-    made.banned_V = jax.numpy.asarray(banned_V)
+    made.banned_V = jnp.asarray(banned_V)
     return made
 
 
@@ -134,3 +135,27 @@ def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
     ledger.append(words(rows, 9), count(1, 9), MODEL, 1)
     ledger.append(words(rows, 3), count(1, 3), ENVIRONMENT, 1)
     return ledger.close()
+
+
+def plain_logprobs(trajectories: Trajectories, temperature: float, banned_V: np.ndarray) -> np.ndarray:
+    """Log-probs [B, L, V] of what may stand at each suffix token, each row run whole and on its own: no prefix, no cache."""
+    t = trajectories
+    start_B = np.repeat(t.prompt_length_P, t.group_size)
+    tokens = np.zeros((len(start_B), t.prompts_PxL.shape[1] + t.tokens_BxL.shape[1]), np.int32)
+    for b, start in enumerate(start_B):
+        tokens[b, :start] = t.prompts_PxL[b // t.group_size, :start]
+        tokens[b, start : start + t.length_B[b]] = t.tokens_BxL[b, : t.length_B[b]]
+    views = np.concatenate([np.repeat(t.prompt_views_PxNxSxSx3, t.group_size, axis=0), t.views_BxNxSxSx3], axis=1)
+    logits = np.asarray(_whole_rows(model()[1], tokens, start_B + t.length_B, views), np.float64)
+    before = start_B[:, None] - 1 + np.arange(t.tokens_BxL.shape[1])[None]  # where each suffix token was chosen
+    logits = np.where(banned_V, -np.inf, np.take_along_axis(logits, before[..., None], axis=1) / temperature)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@jax.jit
+def _whole_rows(params, tokens_BxL, length_B, views_BxNxSxSx3):
+    model_ = nnx.merge(model()[0], params)
+    B, N = views_BxNxSxSx3.shape[:2]
+    features = model_.encode_images(views_BxNxSxSx3.reshape(B * N, SIZE, SIZE, 3)).reshape(B, N, E, -1)
+    return model_.logits(model_.prefill(tokens_BxL, length_B, features)[0])

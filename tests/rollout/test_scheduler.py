@@ -1,0 +1,195 @@
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mvg_jax.env.episode import Stop
+from mvg_jax.env.protocol import Turn, render_turn
+from mvg_jax.frames import full_frame
+from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
+from mvg_jax.tools import ToolCall, observation_text, render_views
+from mvg_jax.tools.spec import OK_FLIP, OK_ZOOM
+from mvg_jax.trajectory import ENVIRONMENT, MODEL, Trajectories
+from tests import tiny_world
+from tests.tiny_world import ANSWER, ENDLESS, LETTERS, ONE, PROTOCOL, TWO, VOCABULARY, flip, plain_logprobs, play, zoom
+
+TASKS = (tiny_world.task(0), tiny_world.task(1))
+CALLS = ([ONE], [TWO], [flip(0)], [zoom((0, 0, 300, 300))])  # the first turn of each of four rows
+
+
+def scripted(script, world: World | None = None, tasks=TASKS):
+    world = world or tiny_world.world(len(tasks))
+    phases = Phases()
+    policy = ScriptedPolicy(PROTOCOL, script, world.shapes.turn_tokens)
+    return *rollout(world, policy, world.prepare(tasks, tools_on=True), phases), phases
+
+
+def drawn(trajectories: Trajectories, first_turn: int) -> np.ndarray:
+    """bool [B, L]: the tokens that the model drew, which are those from first_turn on."""
+    return trajectories.loss_mask_BxL & (trajectories.turn_BxL >= first_turn)
+
+
+# ---- scripts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_comes_back_as_the_ledgers_text():
+    script = [[ONE, ANSWER], [TWO, flip(2), ANSWER], [ANSWER], [flip(0), zoom((0, 0, 500, 500), image=1), Turn("So.", "x")]]
+    t, episodes, _ = scripted(script)
+    assert episodes.stop_B.tolist() == [Stop.ANSWER] * 4
+    assert episodes.answers == ("calcified", "calcified", "calcified", "x")
+    for b, turns in enumerate(script):
+        texts = []
+        for number in range(len(turns)):
+            ids = t.tokens_BxL[b, (t.origin_BxL[b] == MODEL) & (t.turn_BxL[b] == number)]
+            assert ids[-1] == VOCABULARY.end_of_turn
+            texts.append(PROTOCOL.decode(ids))
+        assert texts == [render_turn(turn) for turn in turns]
+    assert (t.logprob_BxL == 0).all()
+    assert t.view_count_B.tolist() == [1, 3, 0, 2]
+
+
+def test_observations_follow_the_calls_in_tokens_and_pixels():
+    t, episodes, _ = scripted([[TWO, flip(2), ANSWER], [ONE, ANSWER], [ANSWER], [ANSWER]])
+    said = [t.tokens_BxL[0, (t.origin_BxL[0] == ENVIRONMENT) & (t.turn_BxL[0] == number)].tolist() for number in range(2)]
+    assert said[0] == list(PROTOCOL.observation_ids(2, observation_text(OK_ZOOM, 2)))
+    assert said[1] == list(PROTOCOL.observation_ids(1, observation_text(OK_FLIP, 1)))
+    assert re.fullmatch("M+ E+ I{4} E+ I{4} E+ M+ E+ I{4} E+ M+".replace(" ", ""), t.picture(0))
+    # Views are those that the episode's frames show, rendered by themselves.
+    prompts = tiny_world.world(2).prepare(TASKS, tools_on=True)
+    frames = jax.tree.map(lambda x: x[0, 1:4], episodes.frames)
+    np.testing.assert_array_equal(t.views_BxNxSxSx3[0], render_views(prompts.sources, np.zeros(3, np.int32), frames, 16))
+    np.testing.assert_array_equal(t.views_BxNxSxSx3[0, 2], t.views_BxNxSxSx3[0, 1, :, ::-1])
+    whole = jax.tree.map(lambda x: x[None], full_frame(32, 40, (-160.0, 240.0), 0))
+    np.testing.assert_array_equal(t.prompt_views_PxNxSxSx3[1], render_views(prompts.sources, np.ones(1, np.int32), whole, 16))
+
+
+def test_a_script_that_is_over_cuts_its_row_off():
+    _, episodes, _ = scripted([[ONE], [ONE, ANSWER], [], [ANSWER]])
+    assert episodes.stop_B.tolist() == [Stop.MAX_TOKENS, Stop.ANSWER, Stop.MAX_TOKENS, Stop.ANSWER]
+
+
+def test_limits_end_rows():
+    wrong = Turn("", ToolCall("no_such_tool", {}))
+    t, episodes, _ = scripted([[ONE, ONE, ONE], [TWO, TWO, ANSWER], [wrong, wrong, ANSWER], [ANSWER]])
+    assert episodes.stop_B.tolist() == [Stop.MAX_TURNS, Stop.MAX_IMAGES, Stop.ANSWER, Stop.ANSWER]
+    assert t.view_count_B.tolist() == [2, 2, 0, 0]
+    assert [record.error for record in episodes.records[2]] == ["E2", "E2", None]
+    # The turn that a limit ended is kept, and no observation comes after it.
+    assert t.origin_BxL[0, t.length_B[0] - 1] == t.origin_BxL[1, t.length_B[1] - 1] == MODEL
+
+
+def test_a_row_ends_when_the_next_turn_would_not_fit_its_cache():
+    world = tiny_world.world(2)
+    world = dataclasses.replace(world, shapes=dataclasses.replace(world.shapes, suffix_length=16 + 16 + 24))
+    t, episodes, _ = scripted([[ONE, ANSWER], [TWO, ANSWER], [ONE, ONE, ANSWER], [ANSWER]], world)
+    assert episodes.stop_B.tolist() == [Stop.ANSWER, Stop.MAX_TOKENS, Stop.MAX_TOKENS, Stop.ANSWER]
+    assert t.tokens_BxL.shape == (4, 56)
+    assert t.view_count_B.tolist() == [1, 0, 1, 0]
+
+
+def test_a_scripted_turn_too_long_is_refused():
+    with pytest.raises(ValueError, match=r"does not fit rollout.turn_tokens=24"):
+        scripted([[Turn("word " * 30, "x")], [ANSWER], [ANSWER], [ANSWER]])
+
+
+def test_tasks_that_do_not_fit_the_shapes_are_refused():
+    world = tiny_world.world(2)
+    with pytest.raises(ValueError, match="1 tasks for 2 prompts"):
+        world.prepare(TASKS[:1], tools_on=True)
+    with pytest.raises(ValueError, match=r"task long: \d+ prompt tokens and 1 images do not fit 40 and 1"):
+        world.prepare([TASKS[0], dataclasses.replace(TASKS[1], id="long", question="word " * 40)], tools_on=True)
+    with pytest.raises(ValueError, match="and 2 images do not fit"):
+        world.prepare([TASKS[0], dataclasses.replace(TASKS[1], images=TASKS[1].images * 2)], tools_on=True)
+
+
+def test_tools_off_leaves_them_out_of_the_prompt():
+    world = tiny_world.world(2)
+    on, off = (world.prepare(TASKS, tools_on=tools_on) for tools_on in (True, False))
+    assert (off.length < on.length).all()
+    assert off.tokens[0, : off.length[0]].tolist() == PROTOCOL.prompt_ids(TASKS[0], tools_on=False)
+    assert (off.tokens[0, off.length[0] :] == VOCABULARY.pad).all()
+
+
+# ---- the model speaks ---------------------------------------------------------------------------------------------------
+
+
+def test_recorded_log_probs_are_those_of_a_plain_pass_over_the_ledger():
+    """After calls with one and two views, error observations, turns of all lengths, and rows that ended before others."""
+    t, episodes, _ = play(TASKS, script=CALLS, temperature=0.8)
+    assert t.view_count_B.tolist() == [1, 2, 1, 1]
+    assert {record.error for records in episodes.records for record in records} == {None, "E1"}
+    assert t.turn_BxL.max() == 2
+    expected = plain_logprobs(t, 0.8, LETTERS)
+    expected = np.take_along_axis(expected, t.tokens_BxL[..., None], axis=2)[..., 0]
+    sampled = drawn(t, first_turn=1)
+    assert sampled.sum() > 20
+    np.testing.assert_allclose(t.logprob_BxL[sampled], expected[sampled], atol=1e-4)
+    assert (t.logprob_BxL[~sampled] == 0).all()
+
+
+def test_greedy_rows_take_the_likeliest_token_of_a_plain_pass():
+    t, _, _ = play(TASKS, script=CALLS, temperature=0.0)
+    likeliest = plain_logprobs(t, 1.0, LETTERS).argmax(axis=-1)
+    sampled = drawn(t, first_turn=1)
+    np.testing.assert_array_equal(t.tokens_BxL[sampled], likeliest[sampled])
+
+
+def test_rows_without_a_script_speak_for_themselves():
+    t, episodes, _ = play(TASKS, script=[[ONE], [], [TWO], []])
+    alone, _, _ = play(TASKS)
+    assert t.view_count_B.tolist() == [1, 0, 2, 0]
+    for row in (1, 3):
+        assert len(episodes.records[row]) > 1
+        np.testing.assert_array_equal(t.tokens_BxL[row], alone.tokens_BxL[row])
+        np.testing.assert_allclose(t.logprob_BxL[row], alone.logprob_BxL[row], atol=1e-5)
+    expected = np.take_along_axis(plain_logprobs(t, 1.0, LETTERS), t.tokens_BxL[..., None], axis=2)[..., 0]
+    sampled = drawn(t, first_turn=1)
+    np.testing.assert_allclose(t.logprob_BxL[sampled], expected[sampled], atol=1e-4)
+
+
+def test_samples_do_not_depend_on_the_order_or_size_of_the_batch():
+    base, _, _ = play(TASKS, script=CALLS)
+    assert len({tuple(row) for row in base.tokens_BxL.tolist()}) == 4
+
+    def compare(other: Trajectories, rows: list[int]) -> None:
+        np.testing.assert_array_equal(other.tokens_BxL[rows], base.tokens_BxL)
+        np.testing.assert_array_equal(other.views_BxNxSxSx3[rows], base.views_BxNxSxSx3)
+        np.testing.assert_allclose(other.logprob_BxL[rows], base.logprob_BxL, atol=1e-5)
+
+    swapped, _, _ = play(TASKS[::-1], script=[*CALLS[2:], *CALLS[:2]])
+    compare(swapped, [2, 3, 0, 1])
+    # Twice as many prompts: another task, and one of the two again under further sample indices, as padding is.
+    script = [[TWO], [TWO], *CALLS[2:], [ONE], [ONE], *CALLS[:2]]
+    wider, _, _ = play([tiny_world.task(7), TASKS[1], TASKS[0], TASKS[0]], script=script,
+                       sample_B=np.array([0, 1, 0, 1, 2, 3, 0, 1]))
+    compare(wider, [6, 7, 2, 3])
+    assert (wider.tokens_BxL[4] != wider.tokens_BxL[6]).any()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"step": 1}, {"sample_B": np.array([2, 3, 2, 3])}])
+def test_samples_depend_on_the_name_of_their_noise(other):
+    base, _, _ = play(TASKS)
+    again, _, _ = play(TASKS)
+    changed, _, _ = play(TASKS, **other)
+    np.testing.assert_array_equal(again.tokens_BxL, base.tokens_BxL)
+    np.testing.assert_array_equal(again.logprob_BxL, base.logprob_BxL)
+    assert (changed.tokens_BxL != base.tokens_BxL).any(axis=1).all()
+
+
+def test_a_turn_that_never_ends_is_cut_off():
+    t, episodes, _ = play(TASKS, banned_V=ENDLESS)
+    assert episodes.stop_B.tolist() == [Stop.MAX_TOKENS] * 4
+    assert t.length_B.tolist() == [24] * 4
+    assert t.loss_mask_BxL[:, :24].all()
+    assert not np.isin(t.tokens_BxL[:, :24], np.flatnonzero(ENDLESS)).any()
+
+
+def test_host_reads_are_three_a_turn():
+    """The drawn tokens, what the tools returned, and at the end the views; and once the prompts' views."""
+    _, episodes, phases = play(TASKS)
+    assert phases.host_reads == 1 + 3 * max(len(records) for records in episodes.records)
+    _, _, phases = scripted([[ANSWER]] * 4)
+    assert phases.host_reads == 1 + 2
+    assert {"host", "tools"} <= set(phases.seconds)
