@@ -19,13 +19,13 @@ def get_config() -> ConfigDict:
     c.stages = ("vision", "sft")
     c.model.checkpoint, c.model.tokenizer, c.model.shape = "", "asset:tiny_internvl", "tiny"
 
-    # The tower alone, densely supervised: trained jointly from the start it stays on a plateau for hundreds of steps.
-    c.vision.steps = 1500
+    # Tower and projector alone, densely supervised: trained jointly from the start it stays on a plateau for hundreds of steps.
+    c.vision.steps = 1000
     c.vision.optimizer.learning_rate = 2e-3
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"
 
-    c.sft.steps = 1500
+    c.sft.steps, c.sft.right_first = 1000, 500
     c.sft.prompts, c.sft.group = 16, 4
     # Guessing at once is the commonest, so that the warm model's own habit is to look once and guess.
     c.sft.mixture = {"direct": 0.45, "right": 0.35, "wrong_tool": 0.08, "off_target": 0.06, "needless": 0.35}

@@ -99,7 +99,7 @@ class Experiment:
         learner = Learner(self.graph, make_optimizer(c.optimizer, c.steps), self.banned_V, loss="cross_entropy",
                           objective=Objective(), advantage_scale="none", freeze=c.learner.freeze)
         return SFTStage(self.world(c.prompts, c.group), learner, _learner_shapes(c.learner), phantom.mixture, c.mixture,
-                        c.tools_off, self.config.seed)
+                        c.tools_off, c.right_first, self.config.seed)
 
     def grpo_stage(self, params: nnx.State) -> GRPOStage:
         c, r = self.config.grpo, self.config.rollout

@@ -16,7 +16,9 @@ Demonstrate = Callable[[Task, np.random.Generator, Mapping[str, float]], tuple[T
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SFTStage:
-    """mixture: decision -> weight, handed to `demonstrate`. tools_off: share of batches without tools, answered directly."""
+    """mixture: decision -> weight, handed to `demonstrate`. tools_off: share of batches without tools, answered directly.
+    right_first: steps at the beginning that show right trajectories only: while the model cannot read views yet, answers that
+    were guessed drown what the others teach."""
 
     world: World
     learner: Learner
@@ -24,6 +26,7 @@ class SFTStage:
     demonstrate: Demonstrate
     mixture: Mapping[str, float]
     tools_off: float
+    right_first: int
     seed: int
 
     def start(self, params: nnx.State) -> TrainState:
@@ -32,8 +35,9 @@ class SFTStage:
     def step(self, state: TrainState, number: int, tasks: Sequence[Task]) -> tuple[TrainState, dict]:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, number))))
         shapes, phases = self.world.shapes, Phases()
-        tools_on = bool(rng.random() >= self.tools_off)
-        mixture = self.mixture if tools_on else {"direct": 1.0}
+        right_only = number <= self.right_first
+        tools_on = right_only or bool(rng.random() >= self.tools_off)
+        mixture = {"right": 1.0} if right_only else self.mixture if tools_on else {"direct": 1.0}
         script = [self.demonstrate(task, rng, mixture) for task in tasks for _ in range(shapes.group)]
         policy = ScriptedPolicy(self.world.protocol, script, shapes.turn_tokens)
         trajectories, _ = rollout(self.world, policy, self.world.prepare(tasks, tools_on), phases)

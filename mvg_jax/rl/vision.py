@@ -1,7 +1,8 @@
-"""Stage `vision`: the tower learns to see before the decoder asks it anything.
+"""Stage `vision`: tower and projector learn to see before the decoder asks them anything.
 
-Trained jointly from nothing, tower and decoder sit on a plateau for hundreds of steps: the decoder has no reason to look and
-the tower no signal. A linear head that segments each view densely gives the tower a signal for every token; the head is dropped.
+Trained jointly from nothing, vision and decoder sit on a plateau for hundreds of steps: the decoder has no reason to look and
+the tower no signal. A linear head that segments each view densely, from the very embeddings the decoder will get, gives a signal
+for every token; the head is then dropped.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from mvg_jax.env.episode import task_sources
 from mvg_jax.frames import Frame, full_frame, with_window, zoom
 from mvg_jax.tools import render_views
 
+OVERVIEWS = 2  # of a task's views, the first ones show the whole image
 CELLS = 8  # a token's square is labelled on an 8 x 8 grid
 
 
@@ -47,13 +49,11 @@ class VisionStage:
     seed: int
 
     def start(self, params: nnx.State) -> VisionState:
-        model = nnx.merge(self.graph, params)
-        vision = model.config.vision
-        wide = vision.hidden_size * round(1 / model.config.downsample_ratio) ** 2
+        wide = nnx.merge(self.graph, params).config.text.hidden_size
         scale = wide**-0.5
         head = {"kernel": scale * jax.random.normal(jax.random.key(self.seed), (wide, CELLS * CELLS * self.classes)),
                 "bias": jnp.zeros(CELLS * CELLS * self.classes)}
-        return VisionState(params, head, self.optimizer.init((self._tower(params)[0], head)))
+        return VisionState(params, head, self.optimizer.init((self._vision(params)[0], head)))
 
     def step(self, state: VisionState, number: int, tasks: Sequence[Task]) -> tuple[VisionState, dict]:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, number))))
@@ -67,8 +67,8 @@ class VisionStage:
     def params(self, state: VisionState) -> nnx.State:
         return state.params
 
-    def _tower(self, params: nnx.State):
-        return nnx.split_state(params, lambda path, _: "vision_tower" in path, ...)
+    def _vision(self, params: nnx.State):
+        return nnx.split_state(params, lambda path, _: path[0] in ("vision_tower", "multi_modal_projector"), ...)
 
     @functools.cached_property
     def _update(self):
@@ -76,13 +76,13 @@ class VisionStage:
 
     def _update_step(self, state: VisionState, sources, maps_PxHxW, row_n, frames_n):
         views = render_views(sources, row_n, frames_n, self.view_size)
-        tower, rest = self._tower(state.params)
+        vision, rest = self._vision(state.params)
         weight_K = jnp.ones(self.classes).at[jnp.array(self.rare)].set(10.0)
 
         def loss_of(learned):
-            tower, head = learned
-            features_nxExW = nnx.merge(self.graph, nnx.merge_state(tower, rest)).patch_features(views)
-            logits = features_nxExW @ head["kernel"] + head["bias"][None, None]
+            vision, head = learned
+            features_nxExD = nnx.merge(self.graph, nnx.merge_state(vision, rest)).encode_images(views)
+            logits = features_nxExD @ head["kernel"] + head["bias"][None, None]
             n, E = logits.shape[:2]
             logits = logits.reshape(n, E, CELLS * CELLS, self.classes)
             labels = sample_labels(maps_PxHxW, row_n, frames_n, round(E**0.5))
@@ -91,7 +91,7 @@ class VisionStage:
             weight = weight_K[labels]
             right = (logits.argmax(-1) == labels).astype(jnp.float32)
             rare = (weight > 1.0).astype(jnp.float32)
-            zoomed = jnp.broadcast_to((jnp.arange(n) % self.views >= 2)[:, None, None], rare.shape).astype(jnp.float32)
+            zoomed = jnp.broadcast_to((jnp.arange(n) % self.views >= OVERVIEWS)[:, None, None], rare.shape).astype(jnp.float32)
             return -(picked * weight).sum() / weight.sum(), {
                 "accuracy": right.mean(),
                 "accuracy_lesion_zoomed": (right * rare * zoomed).sum() / jnp.maximum((rare * zoomed).sum(), 1.0),
@@ -99,10 +99,10 @@ class VisionStage:
                     rare * (1 - zoomed) > 0, jnp.isin(logits.argmax(-1), jnp.array(self.rare)), 0.0
                 ).sum() / jnp.maximum((rare * (1 - zoomed)).sum(), 1.0)}
 
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)((tower, state.head))
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, (tower, state.head))
-        tower, head = optax.apply_updates((tower, state.head), updates)
-        return VisionState(nnx.merge_state(tower, rest), head, opt_state), {"loss": loss} | metrics
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)((vision, state.head))
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, (vision, state.head))
+        vision, head = optax.apply_updates((vision, state.head), updates)
+        return VisionState(nnx.merge_state(vision, rest), head, opt_state), {"loss": loss} | metrics
 
 
 def draw_view(task: Task, rng: np.random.Generator, index: int) -> Frame:

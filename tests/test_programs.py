@@ -1,0 +1,141 @@
+"""The programs as a user runs them: subprocesses on the shipped config, shrunk."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+    "--config.grpo.steps=4", "--config.rollout.prompts=2", "--config.rollout.group=4", "--config.eval.tasks=6",
+    "--config.eval.prompts=4", "--config.checkpoint.every=1", "--config.rollout.encode_batches=(16,)",
+    "--config.grpo.learner.view_batches=(24,)", "--config.grpo.learner.suffix_lengths=(128,)",
+    "--config.rollout.observation_lengths=(48,)",
+)  # fmt: skip
+
+
+def command(program, *arguments, config="tiny.py", small=SMALL):
+    return [sys.executable, "-m", f"mvg_jax.{program}", f"--config={ROOT}/configs/{config}", *small, *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command("train", *arguments), capture_output=True, text=True, timeout=300, cwd=ROOT, **options)
+
+
+def records(workdir):
+    """The metrics of a run but for wall-clock times."""
+    lines = (pathlib.Path(workdir) / "grpo" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    done = run(f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    for key in ("accuracy/before", "accuracy/after", "accuracy/after_no_tools", "accuracy/after_all", "tool_rate/needed",
+                "tool_rate/not_needed", "seconds", "compiles_after_warmup", "logprob_gap_max"):
+        assert key in summary
+    assert summary["compiles_after_warmup"] == 0
+    assert summary["logprob_gap_max"] <= 1e-4
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (finished / "model").iterdir()}
+    assert [record["step"] for record in records(finished)] == [1, 2, 3, 4]
+    assert any(record["gradient_norm"] > 0 for record in records(finished)), "nothing was learnt from"
+
+
+def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp_path):
+    """Killed at no step in particular, then resumed: metrics and weights equal those of the uninterrupted run."""
+    workdir = tmp_path / "w"
+    process = subprocess.Popen(command("train", f"--workdir={workdir}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               cwd=ROOT)
+    metrics = workdir / "grpo" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = run(f"--workdir={workdir}", "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "going on after step" in resumed.stdout
+    assert records(workdir) == records(finished)
+    for name in ("model.safetensors", "config.json"):
+        assert (workdir / "model" / name).read_bytes() == (finished / "model" / name).read_bytes()
+    was, now = (json.loads((w / "summary.json").read_text()) for w in (finished, workdir))
+    for clock in ("seconds",):
+        was.pop(clock), now.pop(clock)
+    assert now == was
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    workdir = tmp_path / "w"
+    process = subprocess.Popen(command("train", f"--workdir={workdir}", "--config.grpo.steps=500"), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "--resume" in out
+    assert any((workdir / "grpo" / "checkpoints").iterdir())
+
+
+def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
+    out = tmp_path / "figures.json"
+    for more in ((), ("--tools=off",), ("--guided",)):
+        done = subprocess.run(command("evaluate", f"--checkpoint={finished}", f"--out={out}", *more), capture_output=True,
+                              text=True, timeout=300, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+        figures = json.loads(out.read_text())
+        assert 0 <= figures["accuracy"] <= 1 and "tool choice" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--config.grpo.stepz=1",), ("stepz",)),
+    (("--config.model.checkpoint=/nonexistent/model",), ("/nonexistent/model",)),
+    (("--config.data.size=0",), ("empty",)),
+    (("--config.data.size=1",), ("1 tasks",)),
+    (("--config.data.name=nothing",), ("nothing", "phantom")),
+    (("--config.env.rewards.acuracy=1.0",), ("acuracy",)),
+    (("--config.stages=('rl',)",), ("rl", "grpo")),
+    (("--resume",), ("nothing to resume",)),
+    (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
+])
+def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
+    done = run(f"--workdir={tmp_path / 'w'}", *arguments)
+    assert done.returncode != 0
+    message = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stderr
+    assert any(all(word in line for word in words) for line in message), done.stderr
+
+
+def test_a_workdir_belongs_to_one_config(finished):
+    before = records(finished)
+    again = run(f"--workdir={finished}")
+    other = run(f"--workdir={finished}", "--config.seed=7", "--resume")
+    assert again.returncode == other.returncode == 1
+    assert "--resume" in again.stderr and "another config" in other.stderr
+    assert records(finished) == before
+
+
+def test_no_space_left_keeps_earlier_checkpoints(tmp_path):
+    """A limit on file size stands in for a full disk: the run ends with one line, and resumes once there is room."""
+    workdir = tmp_path / "w"
+    small = run(f"--workdir={workdir}", "--config.grpo.steps=500",
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+                env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    assert small.returncode == 1
+    assert "cannot" in small.stderr and "Traceback" not in small.stderr, small.stderr[-2000:]
