@@ -43,8 +43,8 @@ class VisionLayer(nnx.Module):
         self.layernorm_after = _norm(config, rngs)
         self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
         self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
-        self.lambda_1 = nnx.Param(jnp.full(config.hidden_size, config.layer_scale_init_value))
-        self.lambda_2 = nnx.Param(jnp.full(config.hidden_size, config.layer_scale_init_value))
+        self.lambda_1 = nnx.Param(jnp.full(config.hidden_size, config.layer_scale_init_value, jnp.float32))
+        self.lambda_2 = nnx.Param(jnp.full(config.hidden_size, config.layer_scale_init_value, jnp.float32))
 
     def __call__(self, x_NxSxD: jax.Array) -> jax.Array:
         x_NxSxD = x_NxSxD + self.lambda_1[None, None] * self.attention(self.layernorm_before(x_NxSxD))
