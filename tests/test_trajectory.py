@@ -15,7 +15,8 @@ def build(pieces, *, prompts=((1, IMAGE, IMAGE, IMAGE, 2), (1, 2)), length=16, v
         prompts_PxL[p, : len(ids)] = ids
     prompt_length_P = np.array([len(ids) for ids in prompts], np.int32)
     rows = 2 * len(prompts)
-    ledger = Ledger(prompts_PxL, prompt_length_P, np.zeros((len(prompts), 1, 2, 2, 3), np.uint8), rows, length, views, IMAGE, E)
+    prompt_views = np.zeros((len(prompts), 1, 2, 2, 3), np.uint8)
+    ledger = Ledger(prompts_PxL, prompt_length_P, prompt_views, rows, length, views, IMAGE, E)
     for turn, (origin, rows_of_ids) in enumerate(pieces):
         tokens = np.full((rows, 8), 5, np.int32)  # the padding of a piece is not its content
         for b, ids in enumerate(rows_of_ids):

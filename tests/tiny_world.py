@@ -1,7 +1,7 @@
-"""A model and a world small enough to compile in seconds: 2 decoder layers, width 32, views of 16 px, E = 4 tokens an image.
+"""A model and a world that compile in seconds: 2 decoder layers, width 32, views of 16 px, E = 4 tokens an image.
 
-The tokenizer is the embedded one. `LETTERS` leaves the model eight tokens, one of which ends the turn: rows of an untrained
-model then speak several turns of different lengths, none of them well-formed. Calls come from scripts.
+The tokenizer is the embedded one. `LETTERS` leaves the model eight tokens, one of which ends the turn: an untrained
+model then speaks several turns of different lengths, none of them well-formed. Calls come from scripts.
 """
 
 import copy
@@ -36,8 +36,8 @@ LETTERS = ~np.isin(np.arange(TOKENIZER.size), [*range(100, 107), VOCABULARY.end_
 ENDLESS = SPECIAL | (np.arange(TOKENIZER.size) == VOCABULARY.end_of_turn)
 
 CONFIG = ModelConfig(
-    vision=VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE,
-                        patch_size=4, hidden_act="relu", layer_scale_init_value=1.0),
+    vision=VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                        image_size=SIZE, patch_size=4, hidden_act="relu", layer_scale_init_value=1.0),
     text=TextConfig(vocab_size=TOKENIZER.size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, intermediate_size=32, head_dim=8, rope_theta=10_000.0),
     image_token_id=VOCABULARY.image)
@@ -51,7 +51,7 @@ def model() -> tuple[nnx.GraphDef, nnx.State]:
 
 def own_params() -> nnx.State:
     """The weights once more, for programs that consume their argument."""
-    return jax.tree.map(lambda x: x + 0, model()[1])
+    return jax.tree.map(lambda x: jnp.array(np.array(x)), model()[1])
 
 
 def zoom(*boxes: Sequence[int], image: int = 0) -> Turn:
@@ -100,7 +100,7 @@ def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
 def play(tasks: Sequence[Task], *, script: Sequence[Sequence[Turn]] | None = None, seed: int = 0, step: int = 0,
          sample_B: np.ndarray | None = None, temperature: float = 1.0,
          banned_V: np.ndarray = LETTERS) -> tuple[Trajectories, Episodes, Phases]:
-    """Episodes of the untrained model, two rows a task; with a script (one a row) it speaks only after the first turn."""
+    """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn."""
     world_, rows, phases = world(len(tasks)), 2 * len(tasks), Phases()
     policy = SampledPolicy(engine(len(tasks), banned_V), model()[1], seed=seed, step=step,
                            sample_B=np.arange(rows) % 2 if sample_B is None else sample_B,
@@ -138,7 +138,7 @@ def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
 
 
 def plain_logprobs(trajectories: Trajectories, temperature: float, banned_V: np.ndarray) -> np.ndarray:
-    """Log-probs [B, L, V] of what may stand at each suffix token, each row run whole and on its own: no prefix, no cache."""
+    """Log-probs [B, L, V] of what may stand at each suffix token: each row run whole, no shared prefix, no cache."""
     t = trajectories
     start_B = np.repeat(t.prompt_length_P, t.group_size)
     tokens = np.zeros((len(start_B), t.prompts_PxL.shape[1] + t.tokens_BxL.shape[1]), np.int32)

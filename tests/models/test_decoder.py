@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def counted(rows: int, length: int, start=0) -> np.ndarray:
     return (np.broadcast_to(start, rows)[:, None] + np.arange(length)[None]).astype(np.int32)
 
 
-# ---- the parts ------------------------------------------------------------------------------------------------------
+# ---- the parts -------------------------------------------------------------------------------------------------------
 
 
 def test_rope_turns_each_pair_by_its_angle():
@@ -102,7 +103,7 @@ def test_a_part_without_keys_changes_nothing():
     np.testing.assert_array_equal(merge_attention([own, nothing]), merge_attention([own]))
 
 
-# ---- the decoder ----------------------------------------------------------------------------------------------------
+# ---- the decoder -----------------------------------------------------------------------------------------------------
 
 
 def prefill(graph, params, x_PxLxD, length_P) -> tuple[jax.Array, Prefix]:
@@ -186,14 +187,14 @@ def test_suffix_bytes_are_the_bytes_of_a_suffix():
 
 
 def test_a_conversation_in_pieces_equals_one_pass_over_the_whole():
-    """Prefill, then turns of decoding and observations with images, in rows of different lengths: every hidden state."""
+    """Prefill, then turns of decoding and observations with images, rows of different lengths: every hidden state."""
     graph, params = tiny_world.model()
     image, E = tiny_world.VOCABULARY.image, tiny_world.E
     rng = np.random.default_rng(0)
     words = lambda n: rng.integers(0, 1600, n).tolist()
     span = [image] * E
     prompts = [[*words(2), *span, *words(3)], [*span, *words(1)]]
-    rows = [  # (pieces of each row, fed to the cache one after the other); two rows a prompt
+    rows = [  # each row's pieces, fed to the cache one after the other; two rows a prompt
         [words(1), words(1), [*words(2), *span, *words(1)], words(1), [*span, *span]],
         [words(1), [], words(3), words(1), words(2)],
         [words(1), words(1), [*words(1), *span, *span], [], []],
@@ -228,7 +229,7 @@ def test_a_conversation_in_pieces_equals_one_pass_over_the_whole():
         seen += (tokens == image).sum(axis=1) // E
         for b in range(4):
             got[b].append(np.asarray(hidden[b, : count_B[b]]))
-    whole = [prompts[b // 2] + sum(row, []) for b, row in enumerate(rows)]
+    whole = [prompts[b // 2] + list(itertools.chain(*row)) for b, row in enumerate(rows)]
     all_features = np.concatenate([np.repeat(prompt_features, 2, axis=0), features], axis=1)
     expected, _ = prefill(params, *padded(whole, width), all_features)
     for b, row in enumerate(rows):

@@ -55,3 +55,8 @@ def test_tokens_of_a_view_run_row_by_row():
     views[1, :8, 8:] = 255 - views[0, :8, 8:]
     before, after = np.asarray(encode(views))
     assert np.abs(after - before).mean(axis=1).argmax() == 1
+
+
+def test_weights_are_strongly_typed():
+    """A weakly typed weight becomes a strong one in the first update, and the second compiles anew."""
+    assert not [path for path, leaf in nnx.to_flat_state(tiny_world.model()[1]) if leaf[...].weak_type]

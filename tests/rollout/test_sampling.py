@@ -50,7 +50,8 @@ def test_frequencies_follow_the_distribution():
 def test_log_prob_is_that_of_the_distribution_drawn_from():
     rows = 64
     rng = np.random.default_rng(2)
-    logits, temperature = rng.normal(size=(rows, V)).astype(np.float32) * 3, rng.uniform(0.3, 2, rows).astype(np.float32)
+    logits = rng.normal(size=(rows, V)).astype(np.float32) * 3
+    temperature = rng.uniform(0.3, 2, rows).astype(np.float32)
     banned = np.arange(V) < 3
     token, logprob = draw(logits, names(rows), np.zeros(rows, np.int32), temperature, banned)
     expected = log_softmax(np.where(banned, -np.inf, logits / temperature[:, None]))

@@ -31,11 +31,12 @@ def drawn(trajectories: Trajectories, first_turn: int) -> np.ndarray:
     return trajectories.loss_mask_BxL & (trajectories.turn_BxL >= first_turn)
 
 
-# ---- scripts ----------------------------------------------------------------------------------------------------------
+# ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_script_comes_back_as_the_ledgers_text():
-    script = [[ONE, ANSWER], [TWO, flip(2), ANSWER], [ANSWER], [flip(0), zoom((0, 0, 500, 500), image=1), Turn("So.", "x")]]
+    last = [flip(0), zoom((0, 0, 500, 500), image=1), Turn("So.", "x")]
+    script = [[ONE, ANSWER], [TWO, flip(2), ANSWER], [ANSWER], last]
     t, episodes, _ = scripted(script)
     assert episodes.stop_B.tolist() == [Stop.ANSWER] * 4
     assert episodes.answers == ("calcified", "calcified", "calcified", "x")
@@ -52,17 +53,19 @@ def test_a_script_comes_back_as_the_ledgers_text():
 
 def test_observations_follow_the_calls_in_tokens_and_pixels():
     t, episodes, _ = scripted([[TWO, flip(2), ANSWER], [ONE, ANSWER], [ANSWER], [ANSWER]])
-    said = [t.tokens_BxL[0, (t.origin_BxL[0] == ENVIRONMENT) & (t.turn_BxL[0] == number)].tolist() for number in range(2)]
-    assert said[0] == list(PROTOCOL.observation_ids(2, observation_text(OK_ZOOM, 2)))
-    assert said[1] == list(PROTOCOL.observation_ids(1, observation_text(OK_FLIP, 1)))
+    for number, count, code in ((0, 2, OK_ZOOM), (1, 1, OK_FLIP)):
+        told = t.tokens_BxL[0, (t.origin_BxL[0] == ENVIRONMENT) & (t.turn_BxL[0] == number)]
+        assert told.tolist() == list(PROTOCOL.observation_ids(count, observation_text(code, count)))
     assert re.fullmatch("M+ E+ I{4} E+ I{4} E+ M+ E+ I{4} E+ M+".replace(" ", ""), t.picture(0))
     # Views are those that the episode's frames show, rendered by themselves.
     prompts = tiny_world.world(2).prepare(TASKS, tools_on=True)
     frames = jax.tree.map(lambda x: x[0, 1:4], episodes.frames)
-    np.testing.assert_array_equal(t.views_BxNxSxSx3[0], render_views(prompts.sources, np.zeros(3, np.int32), frames, 16))
+    shown = render_views(prompts.sources, np.zeros(3, np.int32), frames, 16)
+    np.testing.assert_array_equal(t.views_BxNxSxSx3[0], shown)
     np.testing.assert_array_equal(t.views_BxNxSxSx3[0, 2], t.views_BxNxSxSx3[0, 1, :, ::-1])
     whole = jax.tree.map(lambda x: x[None], full_frame(32, 40, (-160.0, 240.0), 0))
-    np.testing.assert_array_equal(t.prompt_views_PxNxSxSx3[1], render_views(prompts.sources, np.ones(1, np.int32), whole, 16))
+    shown = render_views(prompts.sources, np.ones(1, np.int32), whole, 16)
+    np.testing.assert_array_equal(t.prompt_views_PxNxSxSx3[1], shown)
 
 
 def test_a_script_that_is_over_cuts_its_row_off():
@@ -112,11 +115,11 @@ def test_tools_off_leaves_them_out_of_the_prompt():
     assert (off.tokens[0, off.length[0] :] == VOCABULARY.pad).all()
 
 
-# ---- the model speaks ---------------------------------------------------------------------------------------------------
+# ---- the model speaks ------------------------------------------------------------------------------------------------
 
 
 def test_recorded_log_probs_are_those_of_a_plain_pass_over_the_ledger():
-    """After calls with one and two views, error observations, turns of all lengths, and rows that ended before others."""
+    """After calls with one and two views, error observations, turns of all lengths, rows that ended before others."""
     t, episodes, _ = play(TASKS, script=CALLS, temperature=0.8)
     assert t.view_count_B.tolist() == [1, 2, 1, 1]
     assert {record.error for records in episodes.records for record in records} == {None, "E1"}

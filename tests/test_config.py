@@ -1,0 +1,67 @@
+import dataclasses
+import json
+
+import pytest
+
+from mvg_jax.config import Config, Learner, Optimizer, from_dict, to_json
+from mvg_jax.errors import RunError
+
+
+def test_defaults_come_back_from_plain_values():
+    assert from_dict({}) == Config()
+    assert from_dict(dataclasses.asdict(Config())) == Config()
+    assert from_dict(json.loads(to_json(Config()))) == Config()
+
+
+def test_values_reach_their_place_at_any_depth():
+    config = from_dict({
+        "stages": ["sft", "grpo"],
+        "env": {"rewards": {"accuracy": 2}, "tools": ["image_flip_tool"]},
+        "grpo": {
+            "steps": 5,
+            "optimizer": {"learning_rate": 1},
+            "learner": {"freeze": ["vision_tower"], "suffix_lengths": [8]},
+        },
+    })  # fmt: skip
+    assert config.stages == ("sft", "grpo")
+    assert config.env.rewards == {"accuracy": 2.0}
+    assert type(config.env.rewards["accuracy"]) is type(config.grpo.optimizer.learning_rate) is float
+    assert config.grpo.learner == Learner(suffix_lengths=(8,), freeze=("vision_tower",))
+    assert config.grpo.optimizer == Optimizer(learning_rate=1.0)
+    assert config.sft == Config().sft
+    assert from_dict(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"sede": 1}, r"unknown key config\.sede; config has checkpoint, .*seed"),
+        ({"grpo": {"optimizer": {"lr": 1.0}}}, r"unknown key config\.grpo\.optimizer\.lr; .*learning_rate"),
+        ({"seed": 1.5}, r"config\.seed must be int, not 1\.5"),
+        ({"seed": True}, r"config\.seed must be int, not True"),
+        ({"seed": "1"}, r"config\.seed must be int, not '1'"),
+        ({"seed": None}, r"config\.seed must be int, not None"),
+        ({"data": {"shuffle": 1}}, r"config\.data\.shuffle must be bool, not 1"),
+        ({"rollout": {"temperature": "hot"}}, r"config\.rollout\.temperature must be float, not 'hot'"),
+        ({"rollout": {"temperature": True}}, r"config\.rollout\.temperature must be float, not True"),
+        ({"rollout": {"encode_batches": 8}}, r"config\.rollout\.encode_batches must be tuple.*, not 8"),
+        ({"rollout": {"encode_batches": [8, "16"]}}, r"config\.rollout\.encode_batches must be int, not '16'"),
+        ({"env": {"tools": "image_flip_tool"}}, r"config\.env\.tools must be tuple.*, not 'image_flip_tool'"),
+        ({"env": {"rewards": ["accuracy"]}}, r"config\.env\.rewards must be dict.*, not \['accuracy'\]"),
+        ({"env": {"rewards": {"accuracy": "1"}}}, r"config\.env\.rewards\.accuracy must be float, not '1'"),
+        ({"grpo": 3}, r"config\.grpo must be a group of values, not 3"),
+        ({"stages": []}, r"config\.stages \(\): name one or more"),
+        ({"stages": ["grpo", "dpo"]}, r"config\.stages .*'dpo'.*: name one or more of 'vision', 'sft', 'grpo'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(values, what):
+    with pytest.raises(RunError, match=what):
+        from_dict(values)
+
+
+def test_json_tells_configs_apart():
+    """A workdir is claimed by this text: any other config must read differently."""
+    values = ({}, {"seed": 1}, {"grpo": {"kl": 0.1}}, {"env": {"rewards": {"accuracy": 0.5}}})
+    assert len({to_json(from_dict(value)) for value in values}) == 4
+    assert to_json(from_dict({"env": {"rewards": {"format": 1, "accuracy": 2}}})) == to_json(
+        from_dict({"env": {"rewards": {"accuracy": 2, "format": 1}}}))
