@@ -181,7 +181,7 @@ def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: B
     updates, opt_state = optimizer.update(gradient, state.opt_state, learned)
     params = nnx.merge_state(optax.apply_updates(learned, updates), frozen)
     metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
-    metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient), "logprob_gap": aux["gap"].max(),
+    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "logprob_gap": aux["gap"].max(),
                 "tokens": tokens}
     return TrainState(params, opt_state, state.step + 1), metrics
 
