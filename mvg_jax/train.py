@@ -35,7 +35,7 @@ from mvg_jax.metrics import MetricsLog, read_metrics, write_atomically, write_su
 from mvg_jax.tools.spec import MAX_VIEWS
 
 SHOWN = {
-    "vision": ("loss", "accuracy", "accuracy_lesion_zoomed", "found_in_overview"),
+    "vision": ("loss", "accuracy", "accuracy_lesion_zoomed", "place_within_one_bin"),
     "sft": ("loss", "token_accuracy", "gradient_norm"),
     "grpo": ("reward", "accuracy/needed", "tool_rate/needed", "tool_rate/not_needed", "tool_choice/needed", "entropy",
              "logprob_gap", "time/rollout", "time/step"),
@@ -100,7 +100,7 @@ def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pat
     for step in range(first + 1, steps + 1):
         state, metrics = stage.step(state, step, next(batches))
         log.log(step, metrics)
-        if warm is None and step > first + 1:
+        if warm is None:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
         if step % config.checkpoint.every == 0 or step == steps or stop:
             log.flush()

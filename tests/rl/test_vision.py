@@ -8,7 +8,7 @@ from flax import nnx
 
 from mvg_jax import frames as fr
 from mvg_jax.data.task import Box
-from mvg_jax.rl.vision import CELLS, VisionStage, draw_view, sample_labels
+from mvg_jax.rl.vision import CELLS, MAX_BOXES, PLACES, VisionStage, box_centres, draw_view, place_terms, sample_labels
 from tests import tiny_world
 
 HEIGHT, WIDTH = 32, 40
@@ -57,6 +57,33 @@ def test_views_to_learn_from():
     # A photograph has no Hounsfield window to show it through.
     grey = dataclasses.replace(task, images=(dataclasses.replace(task.images[0], unit="grey"),))
     assert tuple(draw_view(grey, np.random.default_rng(0), 1).window.tolist()) == (-160.0, 240.0)
+
+
+def test_centres_are_where_the_view_shows_them():
+    task = dataclasses.replace(TASKS[0], boxes=(Box("lesion", (700.0, 100.0, 800.0, 200.0)),))
+    whole = fr.full_frame(HEIGHT, WIDTH, (0.0, 1.0), 0)
+    np.testing.assert_allclose(box_centres(task, whole), [[0.75, 0.15], [-1, -1]], atol=1e-6)
+    part = fr.zoom(whole, np.array([700, 100, 900, 200], np.float32))
+    np.testing.assert_allclose(box_centres(task, part)[0], [0.25, 0.5], atol=1e-5)
+
+
+def test_places_are_read_at_the_token_that_holds_the_centre():
+    """A head that knows the answer at the right token only: right there, at a loss elsewhere; absent centres do not count."""
+    grid, D = 2, 2 * PLACES
+    centre = np.full((1, MAX_BOXES, 2), -1.0, np.float32)
+    centre[0, 0] = 0.71, 0.31
+    features = np.zeros((1, grid * grid, D), np.float32)
+    features[0, 1, int(0.71 * PLACES)] = features[0, 1, PLACES + int(0.31 * PLACES)] = 20.0  # column 1, row 0
+    head = {"kernel": np.eye(D, dtype=np.float32), "bias": np.zeros(D, np.float32)}
+    loss, near = place_terms(head, features, centre)
+    assert loss < 1e-4
+    assert near == 1
+    loss, near = place_terms(head, np.roll(features, 1, axis=1), centre)
+    np.testing.assert_allclose(loss, 2 * np.log(PLACES), rtol=1e-4)
+    assert near == 0
+    loss, near = place_terms(head, features, np.full_like(centre, -1.0))
+    assert loss == 0
+    assert near == 0
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from mvg_jax.env.episode import Stop
 from mvg_jax.env.protocol import Turn, render_turn
 from mvg_jax.frames import full_frame
+from mvg_jax.rollout.sampling import row_keys, token_uniform
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
 from mvg_jax.tools import ToolCall, observation_text, render_views
 from mvg_jax.tools.spec import OK_FLIP, OK_ZOOM
@@ -130,6 +131,17 @@ def test_recorded_log_probs_are_those_of_a_plain_pass_over_the_ledger():
     assert sampled.sum() > 20
     np.testing.assert_allclose(t.logprob_BxL[sampled], expected[sampled], atol=1e-4)
     assert (t.logprob_BxL[~sampled] == 0).all()
+
+
+def test_each_token_is_drawn_by_the_noise_of_its_own_place():
+    """Every draw can be made again from the ledger: a plain pass's distribution, the uniform of the token's name."""
+    seed, step = 5, 6
+    t, _, _ = play(TASKS, script=CALLS, seed=seed, step=step)
+    cumulative = np.cumsum(np.exp(plain_logprobs(t, 1.0, LETTERS)), axis=-1)
+    names = row_keys(seed, step, [task.id for task in TASKS for _ in range(2)], np.array([0, 1, 0, 1]))
+    for row, place in np.argwhere(drawn(t, first_turn=1)):
+        uniform = float(token_uniform(names[row], place))
+        assert t.tokens_BxL[row, place] == np.argmax(cumulative[row, place] > uniform)
 
 
 def test_greedy_rows_take_the_likeliest_token_of_a_plain_pass():
