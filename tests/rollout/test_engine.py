@@ -52,7 +52,7 @@ def test_rows_of_a_group_share_prompt_and_differ_in_noise(begun):
 
 def test_a_turn_ends_with_its_end_and_nothing_after(begun):
     end, T = tiny_world.VOCABULARY.end_of_turn, tiny_world.world(P).shapes.turn_tokens
-    for seed in range(3):
+    for seed in range(20):
         state, drawn = jax.device_get(decode(begun, [True, True, False, True], seed=seed))
         assert drawn.count[2] == 0
         assert not drawn.ended[2]

@@ -80,6 +80,7 @@ def test_tokens_of_probability_zero_are_never_drawn(monkeypatch):
     rng = np.random.default_rng(0)
     size = 1000
     banned = rng.random(size) < 0.5
+    banned[[0, -1]] = True
     logits = np.where(banned, -1e30, rng.normal(size=size)).astype(np.float32)
     cumulative = np.asarray(jnp.cumsum(jnp.exp(jax.nn.log_softmax(logits[None])), axis=1))[0]
     edges = np.unique(np.concatenate([cumulative / cumulative[-1], [0.0, 1 - 2**-23]])).astype(np.float32)

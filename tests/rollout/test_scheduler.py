@@ -119,15 +119,16 @@ def test_tools_off_leaves_them_out_of_the_prompt():
 # ---- the model speaks ------------------------------------------------------------------------------------------------
 
 
-def test_recorded_log_probs_are_those_of_a_plain_pass_over_the_ledger():
+@pytest.mark.parametrize("script", [None, CALLS], ids=["alone", "after calls"])
+def test_recorded_log_probs_are_those_of_a_plain_pass_over_the_ledger(script):
     """After calls with one and two views, error observations, turns of all lengths, rows that ended before others."""
-    t, episodes, _ = play(TASKS, script=CALLS, temperature=0.8)
-    assert t.view_count_B.tolist() == [1, 2, 1, 1]
-    assert {record.error for records in episodes.records for record in records} == {None, "E1"}
+    t, episodes, _ = play(TASKS, script=script, temperature=0.8)
+    assert t.view_count_B.tolist() == ([1, 2, 1, 1] if script else [0] * 4)
+    assert "E1" in {record.error for records in episodes.records for record in records}
     assert t.turn_BxL.max() == 2
     expected = plain_logprobs(t, 0.8, LETTERS)
     expected = np.take_along_axis(expected, t.tokens_BxL[..., None], axis=2)[..., 0]
-    sampled = drawn(t, first_turn=1)
+    sampled = drawn(t, first_turn=1 if script else 0)
     assert sampled.sum() > 20
     np.testing.assert_allclose(t.logprob_BxL[sampled], expected[sampled], atol=1e-4)
     assert (t.logprob_BxL[~sampled] == 0).all()
