@@ -84,6 +84,9 @@ class Checkpoints:
             with _quiet(logging.ERROR):
                 self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and TensorStore raise a full disk as ValueError, RuntimeError, a group, ...
+            # What still runs of the failed save can only repeat it, in tracebacks.
+            logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             for torn in self._directory.glob(f"{step}.*"):  # gives the space back
                 shutil.rmtree(torn, ignore_errors=True)
             raise CheckpointError(

@@ -8,14 +8,12 @@ Prints a table by question kind and, with --out=FILE, writes the same as JSON. -
 """
 
 import json
-import sys
 
-import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from mvg_jax import config as configs
-from mvg_jax.errors import RunError
+from mvg_jax import program
 from mvg_jax.evaluation import evaluate, evaluation_parts
 from mvg_jax.experiment import build
 from mvg_jax.metrics import write_atomically
@@ -27,25 +25,20 @@ _GUIDED = flags.DEFINE_bool("guided", False, "Show the right views first.")
 _OUT = flags.DEFINE_string("out", None, "Write the figures to this JSON file too.")
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    try:
-        values = _CONFIG.value.to_dict()
-        values["model"]["checkpoint"] = _CHECKPOINT.value
-        config = configs.from_dict(values)
-        experiment, params = build(config)
-        world, engine = evaluation_parts(experiment)
-        results = evaluate(world, engine, params, experiment.held_out(), temperature=config.eval.temperature,
-                           seed=config.seed, tools_on=_TOOLS.value == "on", guided=_GUIDED.value)
-        print(results.table())
-        print(json.dumps(results.summary(), indent=2, sort_keys=True))
-        if _OUT.value:
-            write_atomically(_OUT.value, json.dumps(results.summary(), indent=2, sort_keys=True) + "\n")
-    except RunError as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    values = _CONFIG.value.to_dict()
+    values["model"]["checkpoint"] = _CHECKPOINT.value
+    config = configs.from_dict(values)
+    experiment, params = build(config)
+    world, engine = evaluation_parts(experiment)
+    results = evaluate(world, engine, params, experiment.held_out(), temperature=config.eval.temperature,
+                       seed=config.seed, tools_on=_TOOLS.value == "on", guided=_GUIDED.value)
+    figures = json.dumps(results.summary(), indent=2, sort_keys=True)
+    print(results.table())
+    print(figures)
+    if _OUT.value:
+        write_atomically(_OUT.value, figures + "\n")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "checkpoint"])
-    jax.config.config_with_absl()
-    app.run(main)
+    program.run(main, required=("config", "checkpoint"))

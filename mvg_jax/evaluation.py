@@ -38,19 +38,14 @@ class Results:
         """Share of right answers, of all or of the given rows."""
         return float(np.mean(self.correct if rows is None else self.correct[rows]))
 
-    def summary(self) -> dict[str, float]:
-        """The figures a run reports."""
-        needed, controls = self.needed, ~self.needed
+    def summary(self) -> dict[str, float | None]:
+        """The figures a run reports; None where no task says anything about one."""
         figures = {"accuracy": self.accuracy(), "answered": float(np.mean(self.stop == Stop.ANSWER)),
-                   "tokens": float(self.tokens.mean()), "views": float(self.views.mean())}
-        for name, rows in (("needed", needed), ("not_needed", controls)):
-            if rows.any():
-                figures |= {f"accuracy/{name}": self.accuracy(rows), f"chance/{name}": float(self.chance[rows].mean()),
-                            f"tool_rate/{name}": float(self.called[rows].mean()), f"items/{name}": int(rows.sum())}
-        if needed.any():
-            figures["tool_choice"] = float(np.nanmean(self.choice[needed]))
-            if np.isfinite(self.box[needed]).any():
-                figures["box_hit"] = float(np.nanmean(self.box[needed]))
+                   "tokens": float(self.tokens.mean()), "views": float(self.views.mean()),
+                   "tool_choice": _mean(self.choice[self.needed]), "box_hit": _mean(self.box[self.needed])}
+        for name, rows in (("needed", self.needed), ("not_needed", ~self.needed)):
+            figures |= {f"accuracy/{name}": _mean(self.correct[rows]), f"chance/{name}": _mean(self.chance[rows]),
+                        f"tool_rate/{name}": _mean(self.called[rows]), f"items/{name}": int(rows.sum())}
         return figures
 
     def table(self) -> str:
@@ -63,6 +58,12 @@ class Results:
                          f"{self.called[rows].mean():>11.3f}{np.nanmean(self.choice[rows]):>13.3f}"
                          f"{f'{box.mean():.3f}' if len(box) else '-':>9}")
         return "\n".join(lines)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of the values that are not NaN, None if there are none."""
+    there = values[~np.isnan(values.astype(np.float32))]
+    return float(there.mean()) if len(there) else None
 
 
 def evaluate(world: World, engine: Engine, params: nnx.State, tasks: Sequence[Task], *, temperature: float, seed: int,

@@ -19,11 +19,12 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
 from mvg_jax import config as configs
+from mvg_jax import program
 from mvg_jax.checkpoint import Checkpoints
 from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.config import Config
@@ -172,7 +173,7 @@ def compare(before: Results, after: Results, off: Results) -> dict:
         "tool_rate/needed": now["tool_rate/needed"], "tool_rate/not_needed": now["tool_rate/not_needed"],
         "tool_rate/needed_before": was["tool_rate/needed"], "tool_rate/not_needed_before": was["tool_rate/not_needed"],
         "tool_choice/before": was["tool_choice"], "tool_choice/after": now["tool_choice"],
-        "box_hit/before": was.get("box_hit"), "box_hit/after": now.get("box_hit"),
+        "box_hit/before": was["box_hit"], "box_hit/after": now["box_hit"],
         "items/needed": now["items/needed"], "items/all": len(after.kinds),
     }
 
@@ -216,25 +217,20 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it i
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the last checkpoint in the workdir.")
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
+    config = configs.from_dict(_CONFIG.value.to_dict())
+    if config.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     try:
-        config = configs.from_dict(_CONFIG.value.to_dict())
-        if config.compile_cache:
-            jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         summary = train(config, workdir, _RESUME.value)
-        print(json.dumps(summary, indent=2, sort_keys=True))
-        print(f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
-              "metrics.jsonl and checkpoints/")
     except Interrupted as event:
         print(f"{event}; go on with --resume and the same --config and --workdir")
         sys.exit(130)
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    print(json.dumps(summary, indent=2, sort_keys=True))
+    print(f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
+          "metrics.jsonl and checkpoints/")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    jax.config.config_with_absl()
-    app.run(main)
+    program.run(main, required=("config", "workdir"))

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
-    "--config.grpo.steps=4", "--config.rollout.prompts=2", "--config.rollout.group=4", "--config.eval.tasks=6",
+    "--config.grpo.steps=4", "--config.rollout.prompts=2", "--config.rollout.group=4", "--config.eval.tasks=12",
     "--config.eval.prompts=4", "--config.checkpoint.every=1", "--config.rollout.encode_batches=(16,)",
     "--config.grpo.learner.view_batches=(24,)", "--config.grpo.learner.suffix_lengths=(128,)",
     "--config.rollout.observation_lengths=(48,)",
@@ -115,8 +115,9 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
     (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
 ])
 def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
-    done = run(f"--workdir={tmp_path / 'w'}", *arguments)
-    assert done.returncode != 0
+    done = subprocess.run(command("train", f"--workdir={tmp_path / 'w'}", *arguments, small=()), capture_output=True, text=True,
+                          timeout=100, cwd=ROOT)
+    assert done.returncode == 1
     message = done.stderr.strip().splitlines()
     assert "Traceback" not in done.stderr
     assert any(all(word in line for word in words) for line in message), done.stderr
