@@ -1,6 +1,6 @@
 """The embedded experiment: a 1.4 M parameter model learns when to use a tool, which one and where, on two CPU cores.
 
-    python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny
+python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny
 """
 
 import dataclasses

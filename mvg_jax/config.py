@@ -44,7 +44,8 @@ class Env:
     max_images: int = 4
     max_errors: int = 3
     rewards: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"accuracy": 1.0, "format": 0.1, "needless_call": -0.1})
+        default_factory=lambda: {"accuracy": 1.0, "format": 0.1, "needless_call": -0.1}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,11 @@ def _value(value: Any, hint: Any, path: str) -> Any:
         return {str(key): _value(item, args[1], f"{path}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(hint, types.GenericAlias) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if (
+        not isinstance(hint, types.GenericAlias)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     raise RunError(f"{path} must be {getattr(hint, '__name__', hint)}, not {value!r}")
 

@@ -31,8 +31,16 @@ def main() -> None:
     config = configs.from_dict(values)
     experiment, params = build(config)
     world, engine = evaluation_parts(experiment)
-    results = evaluate(world, engine, params, experiment.held_out(), temperature=config.eval.temperature,
-                       seed=config.seed, tools_on=_TOOLS.value == "on", guided=_GUIDED.value)
+    results = evaluate(
+        world,
+        engine,
+        params,
+        experiment.held_out(),
+        temperature=config.eval.temperature,
+        seed=config.seed,
+        tools_on=_TOOLS.value == "on",
+        guided=_GUIDED.value,
+    )
     figures = json.dumps(results.summary(), indent=2, sort_keys=True)
     print(results.table())
     print(figures)

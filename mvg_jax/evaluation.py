@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import tqdm
 from flax import nnx
@@ -40,23 +39,36 @@ class Results:
 
     def summary(self) -> dict[str, float | None]:
         """The figures a run reports; None where no task says anything about one."""
-        figures = {"accuracy": self.accuracy(), "answered": float(np.mean(self.stop == Stop.ANSWER)),
-                   "tokens": float(self.tokens.mean()), "views": float(self.views.mean()),
-                   "tool_choice": _mean(self.choice[self.needed]), "box_hit": _mean(self.box[self.needed])}
+        figures = {
+            "accuracy": self.accuracy(),
+            "answered": float(np.mean(self.stop == Stop.ANSWER)),
+            "tokens": float(self.tokens.mean()),
+            "views": float(self.views.mean()),
+            "tool_choice": _mean(self.choice[self.needed]),
+            "box_hit": _mean(self.box[self.needed]),
+        }
         for name, rows in (("needed", self.needed), ("not_needed", ~self.needed)):
-            figures |= {f"accuracy/{name}": _mean(self.correct[rows]), f"chance/{name}": _mean(self.chance[rows]),
-                        f"tool_rate/{name}": _mean(self.called[rows]), f"items/{name}": int(rows.sum())}
+            figures |= {
+                f"accuracy/{name}": _mean(self.correct[rows]),
+                f"chance/{name}": _mean(self.chance[rows]),
+                f"tool_rate/{name}": _mean(self.called[rows]),
+                f"items/{name}": int(rows.sum()),
+            }
         return figures
 
     def table(self) -> str:
         """Accuracy, tool use and box hits by question kind."""
-        lines = [f"{'kind':<12}{'items':>6}{'chance':>8}{'accuracy':>10}{'tool rate':>11}{'tool choice':>13}{'box hit':>9}"]
+        lines = [
+            f"{'kind':<12}{'items':>6}{'chance':>8}{'accuracy':>10}{'tool rate':>11}{'tool choice':>13}{'box hit':>9}"
+        ]
         for kind in [*dict.fromkeys(self.kinds.tolist()), "all"]:
             rows = np.ones(len(self.kinds), bool) if kind == "all" else self.kinds == kind
             box = self.box[rows][np.isfinite(self.box[rows])]
-            lines.append(f"{kind:<12}{rows.sum():>6}{self.chance[rows].mean():>8.2f}{self.accuracy(rows):>10.3f}"
-                         f"{self.called[rows].mean():>11.3f}{np.nanmean(self.choice[rows]):>13.3f}"
-                         f"{f'{box.mean():.3f}' if len(box) else '-':>9}")
+            lines.append(
+                f"{kind:<12}{rows.sum():>6}{self.chance[rows].mean():>8.2f}{self.accuracy(rows):>10.3f}"
+                f"{self.called[rows].mean():>11.3f}{np.nanmean(self.choice[rows]):>13.3f}"
+                f"{f'{box.mean():.3f}' if len(box) else '-':>9}"
+            )
         return "\n".join(lines)
 
 
@@ -66,8 +78,18 @@ def _mean(values: np.ndarray) -> float | None:
     return float(there.mean()) if len(there) else None
 
 
-def evaluate(world: World, engine: Engine, params: nnx.State, tasks: Sequence[Task], *, temperature: float, seed: int,
-             tools_on: bool, guided: bool = False, title: str = "evaluate") -> Results:
+def evaluate(
+    world: World,
+    engine: Engine,
+    params: nnx.State,
+    tasks: Sequence[Task],
+    *,
+    temperature: float,
+    seed: int,
+    tools_on: bool,
+    guided: bool = False,
+    title: str = "evaluate",
+) -> Results:
     """One episode a task, in batches of world.shapes.prompts (the last is filled up with repeats, which are not counted).
 
     guided: tasks that need a tool get the views of their minimal chain first; the others answer as usual.
@@ -78,12 +100,15 @@ def evaluate(world: World, engine: Engine, params: nnx.State, tasks: Sequence[Ta
     for start in tqdm.trange(0, len(tasks), P, desc=title, unit="batch", disable=not sys.stderr.isatty()):
         chunk = list(tasks[start : start + P])
         filled = (chunk * P)[:P] if len(chunk) < P else chunk
-        policy = SampledPolicy(engine, params, seed=seed, step=0, sample_B=np.zeros(P, np.int32), temperature_B=temperature_B)
+        policy = SampledPolicy(
+            engine, params, seed=seed, step=0, sample_B=np.zeros(P, np.int32), temperature_B=temperature_B
+        )
         if guided:
             script = [[Turn("", call) for call in task.chain] for task in filled]
             policy = GuidedPolicy(ScriptedPolicy(world.protocol, script, world.shapes.turn_tokens), policy, 1)
         trajectories, episodes = rollout(world, policy, world.prepare(filled, tools_on), Phases())
-        parts.append(jax.tree.map(lambda x, n=len(chunk): x[:n], _columns(trajectories, episodes)))
+        columns = _columns(trajectories, episodes)
+        parts.append({name: column[: len(chunk)] for name, column in columns.items()})
     return Results(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvg_jax.config import Config, GRPO, Learner as LearnerConfig
+from mvg_jax.config import GRPO, Config
+from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom
 from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Limits
@@ -61,15 +62,27 @@ class Experiment:
     def world(self, prompts: int, group: int) -> World:
         """The environment for batches of prompts x group rows."""
         r, data = self.config.rollout, self.config.data
-        shapes = Shapes(prompts=prompts, group=group, prompt_length=r.prompt_length, turn_tokens=r.turn_tokens,
-                        observation_lengths=r.observation_lengths, encode_batches=r.encode_batches,
-                        suffix_length=r.suffix_length, prompt_images=1, views=self.limits.max_images - 1)
+        shapes = Shapes(
+            prompts=prompts,
+            group=group,
+            prompt_length=r.prompt_length,
+            turn_tokens=r.turn_tokens,
+            observation_lengths=r.observation_lengths,
+            encode_batches=r.encode_batches,
+            suffix_length=r.suffix_length,
+            prompt_images=1,
+            views=self.limits.max_images - 1,
+        )
         if self.protocol.observation_width() > max(r.observation_lengths):
-            raise RunError(f"an observation may take {self.protocol.observation_width()} tokens; raise "
-                           f"config.rollout.observation_lengths {r.observation_lengths}")
+            raise RunError(
+                f"an observation may take {self.protocol.observation_width()} tokens; raise "
+                f"config.rollout.observation_lengths {r.observation_lengths}"
+            )
         if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
-            raise RunError(f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
-                           f"raise config.rollout.encode_batches {r.encode_batches}")
+            raise RunError(
+                f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
+                f"raise config.rollout.encode_batches {r.encode_batches}"
+            )
         return World(self.protocol, self.limits, shapes, self.view_size, (data.image_height, data.image_width))
 
     def engine(self, world: World) -> Engine:
@@ -90,25 +103,63 @@ class Experiment:
 
     def vision_stage(self) -> VisionStage:
         c = self.config
-        return VisionStage(self.graph, make_optimizer(c.vision.optimizer, c.vision.steps), phantom.dense_labels,
-                           len(phantom.CLASSES), _findings(), c.vision.views, self.view_size,
-                           (c.data.image_height, c.data.image_width), c.seed)
+        return VisionStage(
+            self.graph,
+            make_optimizer(c.vision.optimizer, c.vision.steps),
+            phantom.dense_labels,
+            len(phantom.CLASSES),
+            _findings(),
+            c.vision.views,
+            self.view_size,
+            (c.data.image_height, c.data.image_width),
+            c.seed,
+        )
 
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
-        learner = Learner(self.graph, make_optimizer(c.optimizer, c.steps), self.banned_V, loss="cross_entropy",
-                          objective=Objective(), advantage_scale="none", freeze=c.learner.freeze)
-        return SFTStage(self.world(c.prompts, c.group), learner, _learner_shapes(c.learner), phantom.mixture, c.mixture,
-                        c.tools_off, c.right_first, self.config.seed)
+        learner = Learner(
+            self.graph,
+            make_optimizer(c.optimizer, c.steps),
+            self.banned_V,
+            loss="cross_entropy",
+            objective=Objective(),
+            advantage_scale="none",
+            freeze=c.learner.freeze,
+        )
+        return SFTStage(
+            self.world(c.prompts, c.group),
+            learner,
+            _learner_shapes(c.learner),
+            phantom.mixture,
+            c.mixture,
+            c.tools_off,
+            c.right_first,
+            self.config.seed,
+        )
 
     def grpo_stage(self, params: nnx.State) -> GRPOStage:
         c, r = self.config.grpo, self.config.rollout
         world = self.world(r.prompts, r.group)
-        learner = Learner(self.graph, make_optimizer(c.optimizer, c.steps), self.banned_V, loss="policy",
-                          objective=_objective(c), advantage_scale=c.advantage_scale, freeze=c.learner.freeze)
+        learner = Learner(
+            self.graph,
+            make_optimizer(c.optimizer, c.steps),
+            self.banned_V,
+            loss="policy",
+            objective=_objective(c),
+            advantage_scale=c.advantage_scale,
+            freeze=c.learner.freeze,
+        )
         reference = jax.tree.map(jnp.copy, params) if c.kl > 0 else None
-        return GRPOStage(world, self.engine(world), learner, _learner_shapes(c.learner), self.config.env.rewards,
-                         r.temperature, self.config.seed, reference)
+        return GRPOStage(
+            world,
+            self.engine(world),
+            learner,
+            _learner_shapes(c.learner),
+            self.config.env.rewards,
+            r.temperature,
+            self.config.seed,
+            reference,
+        )
 
 
 def _objective(c: GRPO) -> Objective:
@@ -157,18 +208,29 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """The tokenizer as the environment sees it."""
-    return Vocabulary(encode=tokenizer.encode, decode=tokenizer.decode, special=tokenizer.added,
-                      pad=tokenizer.id("<|endoftext|>"), end_of_turn=tokenizer.id("<|im_end|>"),
-                      image=tokenizer.id("<IMG_CONTEXT>"), image_start=tokenizer.id("<img>"),
-                      image_end=tokenizer.id("</img>"))
+    return Vocabulary(
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        special=tokenizer.added,
+        pad=tokenizer.id("<|endoftext|>"),
+        end_of_turn=tokenizer.id("<|im_end|>"),
+        image=tokenizer.id("<IMG_CONTEXT>"),
+        image_start=tokenizer.id("<img>"),
+        image_end=tokenizer.id("</img>"),
+    )
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:
     """Writes the model as a Hugging Face folder, tokenizer included."""
     vocabulary = experiment.protocol.vocabulary
     try:
-        hf.save(nnx.merge(experiment.graph, params), directory, dtype=jnp.float32,
-                end_of_turn=vocabulary.end_of_turn, pad=vocabulary.pad)
+        hf.save(
+            nnx.merge(experiment.graph, params),
+            directory,
+            dtype=jnp.float32,
+            end_of_turn=vocabulary.end_of_turn,
+            pad=vocabulary.pad,
+        )
         for name in TOKENIZER_FILES:
             if (experiment.tokenizer_folder / name).exists() and experiment.tokenizer_folder != directory:
                 shutil.copyfile(experiment.tokenizer_folder / name, directory / name)

@@ -27,5 +27,11 @@ def run(work: Callable[[], None], required: tuple[str, ...]) -> None:
 def _parse(arguments: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(arguments)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:  # how ml_collections refuses a config or an override
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:  # how ml_collections refuses a config or an override
         sys.exit(f"error: the config or one of its overrides is not right: {' '.join(str(error).split())}")

@@ -38,10 +38,30 @@ from mvg_jax.tools.spec import MAX_VIEWS
 SHOWN = {
     "vision": ("loss", "accuracy", "accuracy_lesion_zoomed", "place_within_one_bin"),
     "sft": ("loss", "token_accuracy", "gradient_norm"),
-    "grpo": ("reward", "accuracy/needed", "tool_rate/needed", "tool_rate/not_needed", "tool_choice/needed", "entropy",
-             "logprob_gap", "time/rollout", "time/step"),
+    "grpo": (
+        "reward",
+        "accuracy/needed",
+        "tool_rate/needed",
+        "tool_rate/not_needed",
+        "tool_choice/needed",
+        "entropy",
+        "logprob_gap",
+        "time/rollout",
+        "time/step",
+    ),
 }
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers", "tokenizers", "mvg-jax")
+VERSIONS = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "mvg-jax",
+)
 
 
 class Interrupted(Exception):
@@ -67,16 +87,22 @@ def train(config: Config, workdir: pathlib.Path, resume: bool) -> dict:
     return summary
 
 
-def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pathlib.Path, stop: list,
-              compiles: CompileCount) -> tuple[nnx.State, dict]:
+def run_stage(
+    experiment: Experiment, name: str, params: nnx.State, workdir: pathlib.Path, stop: list, compiles: CompileCount
+) -> tuple[nnx.State, dict]:
     """One stage from its last checkpoint (or its beginning) to its end: its final weights, and its summary."""
     config = experiment.config
     folder = workdir / name
     stage, steps, prompts = make_stage(experiment, name, params)
     state = stage.start(params)
-    batches = TaskBatches(experiment.source("train", config.data.first, config.data.size), batch=prompts,
-                          shuffle=config.data.shuffle, seed=config.seed, threads=config.data.threads,
-                          prefetch=config.data.prefetch)
+    batches = TaskBatches(
+        experiment.source("train", config.data.first, config.data.size),
+        batch=prompts,
+        shuffle=config.data.shuffle,
+        seed=config.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
 
     # ---- resume --------------------------------------------------------------------------------------------------
@@ -113,8 +139,12 @@ def run_stage(experiment: Experiment, name: str, params: nnx.State, workdir: pat
     checkpoints.close()
     seconds += time.perf_counter() - start
     params = stage.params(state)
-    summary = {"stage": name, "seconds": seconds, "steps": steps,
-               "compiles_after_warmup": 0 if warm is None else compiles.count - warm}
+    summary = {
+        "stage": name,
+        "seconds": seconds,
+        "steps": steps,
+        "compiles_after_warmup": 0 if warm is None else compiles.count - warm,
+    }
 
     # ---- after ---------------------------------------------------------------------------------------------------
     if judge:
@@ -156,8 +186,15 @@ class Judge:
         if self._parts is None:
             self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.held_out()
         c = self._experiment.config
-        results = evaluate(*self._parts, params, self._tasks, temperature=c.eval.temperature, seed=c.seed,
-                           tools_on=tools_on, title=f"evaluate {name}")
+        results = evaluate(
+            *self._parts,
+            params,
+            self._tasks,
+            temperature=c.eval.temperature,
+            seed=c.seed,
+            tools_on=tools_on,
+            title=f"evaluate {name}",
+        )
         columns = {key: value.tolist() for key, value in dataclasses.asdict(results).items()}
         write_atomically(path, json.dumps(columns))
         return results
@@ -167,14 +204,22 @@ def compare(before: Results, after: Results, off: Results) -> dict:
     """The figures that say whether the tool is what did it."""
     was, now, without = before.summary(), after.summary(), off.summary()
     return {
-        "accuracy/before": was["accuracy/needed"], "accuracy/after": now["accuracy/needed"],
-        "accuracy/after_no_tools": without["accuracy/needed"], "accuracy/chance": now["chance/needed"],
-        "accuracy/before_all": was["accuracy"], "accuracy/after_all": now["accuracy"],
-        "tool_rate/needed": now["tool_rate/needed"], "tool_rate/not_needed": now["tool_rate/not_needed"],
-        "tool_rate/needed_before": was["tool_rate/needed"], "tool_rate/not_needed_before": was["tool_rate/not_needed"],
-        "tool_choice/before": was["tool_choice"], "tool_choice/after": now["tool_choice"],
-        "box_hit/before": was["box_hit"], "box_hit/after": now["box_hit"],
-        "items/needed": now["items/needed"], "items/all": len(after.kinds),
+        "accuracy/before": was["accuracy/needed"],
+        "accuracy/after": now["accuracy/needed"],
+        "accuracy/after_no_tools": without["accuracy/needed"],
+        "accuracy/chance": now["chance/needed"],
+        "accuracy/before_all": was["accuracy"],
+        "accuracy/after_all": now["accuracy"],
+        "tool_rate/needed": now["tool_rate/needed"],
+        "tool_rate/not_needed": now["tool_rate/not_needed"],
+        "tool_rate/needed_before": was["tool_rate/needed"],
+        "tool_rate/not_needed_before": was["tool_rate/not_needed"],
+        "tool_choice/before": was["tool_choice"],
+        "tool_choice/after": now["tool_choice"],
+        "box_hit/before": was["box_hit"],
+        "box_hit/after": now["box_hit"],
+        "items/needed": now["items/needed"],
+        "items/all": len(after.kinds),
     }
 
 
@@ -228,8 +273,10 @@ def main() -> None:
         print(f"{event}; go on with --resume and the same --config and --workdir")
         sys.exit(130)
     print(json.dumps(summary, indent=2, sort_keys=True))
-    print(f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
-          "metrics.jsonl and checkpoints/")
+    print(
+        f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
+        "metrics.jsonl and checkpoints/"
+    )
 
 
 if __name__ == "__main__":

@@ -48,18 +48,26 @@ class Trajectories:
         P, B, L = len(self.prompts_PxL), *self.tokens_BxL.shape
         _require(P > 0 and B % P == 0, f"{B} rows cannot be shared among {P} prompts")
         inside_BxL = np.arange(L)[None] < self.length_B[:, None]
-        _require(((self.origin_BxL != PAD) == inside_BxL).all(), "origin must name every token of a row and nothing after it")
+        _require(
+            ((self.origin_BxL != PAD) == inside_BxL).all(), "origin must name every token of a row and nothing after it"
+        )
         image_BxL = (self.tokens_BxL == self.image_token_id) & inside_BxL
         _require(not (image_BxL & (self.origin_BxL == MODEL)).any(), "an image placeholder of model origin")
-        _require((self.logprob_BxL[self.origin_BxL != MODEL] == 0).all(), "a log-prob on a token the model did not draw")
-        _require(np.isfinite(self.logprob_BxL).all() and (self.logprob_BxL <= 0).all(), "a log-prob above 0 or not finite")
+        _require(
+            (self.logprob_BxL[self.origin_BxL != MODEL] == 0).all(), "a log-prob on a token the model did not draw"
+        )
+        _require(
+            np.isfinite(self.logprob_BxL).all() and (self.logprob_BxL <= 0).all(), "a log-prob above 0 or not finite"
+        )
         _check_spans(image_BxL, self.view_count_B, self.tokens_per_image)
         _require((self.view_count_B <= self.views_BxNxSxSx3.shape[1]).all(), "a row with more image spans than images")
         inside_PxL = np.arange(self.prompts_PxL.shape[1])[None] < self.prompt_length_P[:, None]
         image_PxL = (self.prompts_PxL == self.image_token_id) & inside_PxL
         _check_spans(image_PxL, image_PxL.sum(1) // self.tokens_per_image, self.tokens_per_image)
-        _require((image_PxL.sum(1) <= self.prompt_views_PxNxSxSx3.shape[1] * self.tokens_per_image).all(),
-                 "a prompt with more image spans than images")
+        _require(
+            (image_PxL.sum(1) <= self.prompt_views_PxNxSxSx3.shape[1] * self.tokens_per_image).all(),
+            "a prompt with more image spans than images",
+        )
 
     @property
     def group_size(self) -> int:
@@ -105,8 +113,17 @@ def _check_spans(image_BxL: np.ndarray, count_B: np.ndarray, E: int) -> None:
 class Ledger:
     """Builds Trajectories by appending whole pieces to rows; the only way a suffix grows."""
 
-    def __init__(self, prompts_PxL: np.ndarray, prompt_length_P: np.ndarray, prompt_views_PxNxSxSx3: np.ndarray,
-                 rows: int, length: int, views: int, image_token_id: int, tokens_per_image: int):
+    def __init__(
+        self,
+        prompts_PxL: np.ndarray,
+        prompt_length_P: np.ndarray,
+        prompt_views_PxNxSxSx3: np.ndarray,
+        rows: int,
+        length: int,
+        views: int,
+        image_token_id: int,
+        tokens_per_image: int,
+    ):
         self._prompts = (prompts_PxL, prompt_length_P, prompt_views_PxNxSxSx3)
         self._image_token_id, self._tokens_per_image = image_token_id, tokens_per_image
         self._tokens = np.zeros((rows, length), np.int32)
@@ -117,10 +134,11 @@ class Ledger:
         self.length_B = np.zeros(rows, np.int32)
         self.view_count_B = np.zeros(rows, np.int32)
 
-    def append(self, tokens_BxT: np.ndarray, count_B: np.ndarray, origin: int, turn: int,
-               logprob_BxT: np.ndarray | None = None) -> None:
+    def append(
+        self, tokens_BxT: np.ndarray, count_B: np.ndarray, origin: int, turn: int, logprob_BxT: np.ndarray | None = None
+    ) -> None:
         """Appends the first count_B[b] tokens of each row."""
-        B, T = tokens_BxT.shape
+        T = tokens_BxT.shape[1]
         if (self.length_B + count_B > self._tokens.shape[1]).any():
             raise LedgerError(f"a row outgrows the ledger's {self._tokens.shape[1]} tokens")
         row, step = np.nonzero(np.arange(T)[None] < count_B[:, None])
@@ -142,5 +160,15 @@ class Ledger:
 
     def close(self) -> Trajectories:
         """The finished, checked ledger."""
-        return Trajectories(self._image_token_id, self._tokens_per_image, *self._prompts, self._tokens, self._origin,
-                            self._turn, self._logprob, self.length_B, self._views, self.view_count_B)
+        return Trajectories(
+            self._image_token_id,
+            self._tokens_per_image,
+            *self._prompts,
+            self._tokens,
+            self._origin,
+            self._turn,
+            self._logprob,
+            self.length_B,
+            self._views,
+            self.view_count_B,
+        )

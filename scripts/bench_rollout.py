@@ -45,8 +45,10 @@ def measured_rates() -> tuple[float, float]:
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    return (large.nbytes / best(lambda: total(large).block_until_ready()),
-            2 * 2048**3 / best(lambda: product(square, square).block_until_ready()))
+    return (
+        large.nbytes / best(lambda: total(large).block_until_ready()),
+        2 * 2048**3 / best(lambda: product(square, square).block_until_ready()),
+    )
 
 
 def main(_) -> None:
@@ -67,8 +69,14 @@ def main(_) -> None:
     for batch in range(_BATCHES.value + 1):
         tasks = [source[batch * P + p] for p in range(P)]
         phases = Phases(block=True)
-        policy = SampledPolicy(engine, params, seed=config.seed, step=batch,
-                               sample_B=sample_index(tasks, shapes.group), temperature_B=temperature_B)
+        policy = SampledPolicy(
+            engine,
+            params,
+            seed=config.seed,
+            step=batch,
+            sample_B=sample_index(tasks, shapes.group),
+            temperature_B=temperature_B,
+        )
         begin = time.perf_counter()
         with phases("prompts") as work:
             prompts = world.prepare(tasks, tools_on=True)
@@ -90,8 +98,10 @@ def main(_) -> None:
         model = trajectories.loss_mask_BxL
         longest = [int((model & (trajectories.turn_BxL == turn)).sum(axis=1).max()) for turn in range(turns)]
         decode_steps.append(sum(longest))
-        observed = [int((~model & (trajectories.origin_BxL > 0) & (trajectories.turn_BxL == turn)).sum(axis=1).max())
-                    for turn in range(turns)]
+        observed = [
+            int((~model & (trajectories.origin_BxL > 0) & (trajectories.turn_BxL == turn)).sum(axis=1).max())
+            for turn in range(turns)
+        ]
         widths = [min(w for w in shapes.observation_lengths if w >= n) + 1 for n in observed if n]
         computed.append(P * shapes.prompt_length + B * (sum(longest) + sum(widths)))
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
@@ -100,11 +110,17 @@ def main(_) -> None:
     steps = float(np.median(decode_steps))
     wall = float(np.median(walls))
     figures = {
-        "tokens_per_second": float(np.median(sampled / walls)), "trajectories_per_second": B / wall,
-        "goodput": float(np.median(np.array(useful) / np.array(computed))), "seconds": wall,
-        "warmup_seconds": warm_seconds, "compiles_after_warmup": compiles.count - warm,
-        "host_reads_per_batch": phases_of[-1].host_reads, "kv_bytes": kv, "rows": B,
-        "bandwidth_bytes_per_second": bandwidth, "flops_per_second": flops,
+        "tokens_per_second": float(np.median(sampled / walls)),
+        "trajectories_per_second": B / wall,
+        "goodput": float(np.median(np.array(useful) / np.array(computed))),
+        "seconds": wall,
+        "warmup_seconds": warm_seconds,
+        "compiles_after_warmup": compiles.count - warm,
+        "host_reads_per_batch": phases_of[-1].host_reads,
+        "kv_bytes": kv,
+        "rows": B,
+        "bandwidth_bytes_per_second": bandwidth,
+        "flops_per_second": flops,
         "floor/decode": max(steps * (weights + kv) / bandwidth, steps * 2 * B * parameters / flops),
     }
     for name in phases_of[0].seconds:

@@ -64,4 +64,5 @@ def test_json_tells_configs_apart():
     values = ({}, {"seed": 1}, {"grpo": {"kl": 0.1}}, {"env": {"rewards": {"accuracy": 0.5}}})
     assert len({to_json(from_dict(value)) for value in values}) == 4
     assert to_json(from_dict({"env": {"rewards": {"format": 1, "accuracy": 2}}})) == to_json(
-        from_dict({"env": {"rewards": {"accuracy": 2, "format": 1}}}))
+        from_dict({"env": {"rewards": {"accuracy": 2, "format": 1}}})
+    )

@@ -21,11 +21,20 @@ SMALL = (
 
 
 def command(program, *arguments, config="tiny.py", small=SMALL):
-    return [sys.executable, "-m", f"mvg_jax.{program}", f"--config={ROOT}/configs/{config}", *small, *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        f"mvg_jax.{program}",
+        f"--config={ROOT}/configs/{config}",
+        *small,
+        *map(str, arguments),
+    ]
 
 
 def run(*arguments, **options):
-    return subprocess.run(command("train", *arguments), capture_output=True, text=True, timeout=300, cwd=ROOT, **options)
+    return subprocess.run(
+        command("train", *arguments), capture_output=True, text=True, timeout=300, cwd=ROOT, **options
+    )
 
 
 def records(workdir):
@@ -45,8 +54,17 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    for key in ("accuracy/before", "accuracy/after", "accuracy/after_no_tools", "accuracy/after_all", "tool_rate/needed",
-                "tool_rate/not_needed", "seconds", "compiles_after_warmup", "logprob_gap_max"):
+    for key in (
+        "accuracy/before",
+        "accuracy/after",
+        "accuracy/after_no_tools",
+        "accuracy/after_all",
+        "tool_rate/needed",
+        "tool_rate/not_needed",
+        "seconds",
+        "compiles_after_warmup",
+        "logprob_gap_max",
+    ):
         assert key in summary
     assert summary["compiles_after_warmup"] == 0
     assert summary["logprob_gap_max"] <= 1e-4
@@ -58,12 +76,14 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp_path):
     """Killed at no step in particular, then resumed: metrics and weights equal those of the uninterrupted run."""
     workdir = tmp_path / "w"
-    process = subprocess.Popen(command("train", f"--workdir={workdir}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               cwd=ROOT)
+    process = subprocess.Popen(
+        command("train", f"--workdir={workdir}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
     metrics = workdir / "grpo" / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -81,8 +101,13 @@ def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     workdir = tmp_path / "w"
-    process = subprocess.Popen(command("train", f"--workdir={workdir}", "--config.grpo.steps=500"), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command("train", f"--workdir={workdir}", "--config.grpo.steps=500"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     for line in process.stdout:
         if line.startswith("step 1/"):
             process.send_signal(signal.SIGINT)
@@ -96,27 +121,41 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
     out = tmp_path / "figures.json"
     for more in ((), ("--tools=off",), ("--guided",)):
-        done = subprocess.run(command("evaluate", f"--checkpoint={finished}", f"--out={out}", *more), capture_output=True,
-                              text=True, timeout=300, cwd=ROOT)
+        done = subprocess.run(
+            command("evaluate", f"--checkpoint={finished}", f"--out={out}", *more),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         figures = json.loads(out.read_text())
-        assert 0 <= figures["accuracy"] <= 1 and "tool choice" in done.stdout
+        assert 0 <= figures["accuracy"] <= 1
+        assert "tool choice" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("--config.grpo.stepz=1",), ("stepz",)),
-    (("--config.model.checkpoint=/nonexistent/model",), ("/nonexistent/model",)),
-    (("--config.data.size=0",), ("empty",)),
-    (("--config.data.size=1",), ("1 tasks",)),
-    (("--config.data.name=nothing",), ("nothing", "phantom")),
-    (("--config.env.rewards.acuracy=1.0",), ("acuracy",)),
-    (("--config.stages=('rl',)",), ("rl", "grpo")),
-    (("--resume",), ("nothing to resume",)),
-    (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--config.grpo.stepz=1",), ("stepz",)),
+        (("--config.model.checkpoint=/nonexistent/model",), ("/nonexistent/model",)),
+        (("--config.data.size=0",), ("empty",)),
+        (("--config.data.size=1",), ("1 tasks",)),
+        (("--config.data.name=nothing",), ("nothing", "phantom")),
+        (("--config.env.rewards.acuracy=1.0",), ("acuracy",)),
+        (("--config.stages=('rl',)",), ("rl", "grpo")),
+        (("--resume",), ("nothing to resume",)),
+        (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
+    ],
+)
 def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
-    done = subprocess.run(command("train", f"--workdir={tmp_path / 'w'}", *arguments, small=()), capture_output=True, text=True,
-                          timeout=100, cwd=ROOT)
+    done = subprocess.run(
+        command("train", f"--workdir={tmp_path / 'w'}", *arguments, small=()),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+    )
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()
     assert "Traceback" not in done.stderr
@@ -128,15 +167,20 @@ def test_a_workdir_belongs_to_one_config(finished):
     again = run(f"--workdir={finished}")
     other = run(f"--workdir={finished}", "--config.seed=7", "--resume")
     assert again.returncode == other.returncode == 1
-    assert "--resume" in again.stderr and "another config" in other.stderr
+    assert "--resume" in again.stderr
+    assert "another config" in other.stderr
     assert records(finished) == before
 
 
 def test_no_space_left_keeps_earlier_checkpoints(tmp_path):
     """A limit on file size stands in for a full disk: the run ends with one line, and resumes once there is room."""
     workdir = tmp_path / "w"
-    small = run(f"--workdir={workdir}", "--config.grpo.steps=500",
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
-                env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"})
+    small = run(
+        f"--workdir={workdir}",
+        "--config.grpo.steps=500",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
     assert small.returncode == 1
-    assert "cannot" in small.stderr and "Traceback" not in small.stderr, small.stderr[-2000:]
+    assert "cannot" in small.stderr, small.stderr[-2000:]
+    assert "Traceback" not in small.stderr, small.stderr[-2000:]

@@ -129,8 +129,12 @@ def test_broken_ledgers_are_refused(name, index, value, what):
 def test_rows_must_be_shared_evenly():
     t = build(PIECES)
     with pytest.raises(LedgerError, match="4 rows cannot be shared among 3 prompts"):
-        dataclasses.replace(t, prompts_PxL=t.prompts_PxL[[0, 0, 0]], prompt_length_P=t.prompt_length_P[[0, 0, 0]],
-                            prompt_views_PxNxSxSx3=t.prompt_views_PxNxSxSx3[[0, 0, 0]])
+        dataclasses.replace(
+            t,
+            prompts_PxL=t.prompts_PxL[[0, 0, 0]],
+            prompt_length_P=t.prompt_length_P[[0, 0, 0]],
+            prompt_views_PxNxSxSx3=t.prompt_views_PxNxSxSx3[[0, 0, 0]],
+        )
 
 
 def test_missing_views_are_refused():

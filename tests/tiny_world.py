@@ -36,11 +36,28 @@ LETTERS = ~np.isin(np.arange(TOKENIZER.size), [*range(100, 107), VOCABULARY.end_
 ENDLESS = SPECIAL | (np.arange(TOKENIZER.size) == VOCABULARY.end_of_turn)
 
 CONFIG = ModelConfig(
-    vision=VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                        image_size=SIZE, patch_size=4, hidden_act="relu", layer_scale_init_value=1.0),
-    text=TextConfig(vocab_size=TOKENIZER.size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, intermediate_size=32, head_dim=8, rope_theta=10_000.0),
-    image_token_id=VOCABULARY.image)
+    vision=VisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=SIZE,
+        patch_size=4,
+        hidden_act="relu",
+        layer_scale_init_value=1.0,
+    ),
+    text=TextConfig(
+        vocab_size=TOKENIZER.size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        head_dim=8,
+        rope_theta=10_000.0,
+    ),
+    image_token_id=VOCABULARY.image,
+)
 
 
 @functools.cache
@@ -70,18 +87,34 @@ ONE, TWO, ANSWER = zoom((100, 200, 600, 700)), zoom((100, 200, 600, 700), (0, 50
 def task(i: int) -> Task:
     """Noise of 32 x 40 pixels: no two views look alike."""
     pixels = np.random.default_rng(i).integers(600, 1500, (32, 40)).astype(np.uint16)
-    return Task(id=f"noise/{i}", dataset="noise", kind="attribute",
-                images=(NativeImage(pixels, window=(-160.0, 240.0), intercept=-1024.0, unit="HU"),),
-                question="Which" + " is it" * (i % 3) + "?", answer="calcified", options=("calcified", "septated"),
-                boxes=(Box("lesion", (100.0, 200.0, 600.0, 700.0)),), chain=(ONE.action,))
+    return Task(
+        id=f"noise/{i}",
+        dataset="noise",
+        kind="attribute",
+        images=(NativeImage(pixels, window=(-160.0, 240.0), intercept=-1024.0, unit="HU"),),
+        question="Which" + " is it" * (i % 3) + "?",
+        answer="calcified",
+        options=("calcified", "septated"),
+        boxes=(Box("lesion", (100.0, 200.0, 600.0, 700.0)),),
+        chain=(ONE.action,),
+    )
 
 
 @functools.cache
 def world(prompts: int, group: int = 2) -> World:
     """Three turns of up to 24 tokens: a zoom takes 16, one into two boxes 24; their observations 16 and 22."""
     rows = prompts * group
-    shapes = Shapes(prompts=prompts, group=group, prompt_length=40, turn_tokens=24, observation_lengths=(16, 24),
-                    encode_batches=(rows // 2, 2 * rows), suffix_length=120, prompt_images=1, views=3)
+    shapes = Shapes(
+        prompts=prompts,
+        group=group,
+        prompt_length=40,
+        turn_tokens=24,
+        observation_lengths=(16, 24),
+        encode_batches=(rows // 2, 2 * rows),
+        suffix_length=120,
+        prompt_images=1,
+        views=3,
+    )
     return World(PROTOCOL, LIMITS, shapes, SIZE, (32, 40))
 
 
@@ -97,14 +130,26 @@ def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
     return made
 
 
-def play(tasks: Sequence[Task], *, script: Sequence[Sequence[Turn]] | None = None, seed: int = 0, step: int = 0,
-         sample_B: np.ndarray | None = None, temperature: float = 1.0,
-         banned_V: np.ndarray = LETTERS) -> tuple[Trajectories, Episodes, Phases]:
+def play(
+    tasks: Sequence[Task],
+    *,
+    script: Sequence[Sequence[Turn]] | None = None,
+    seed: int = 0,
+    step: int = 0,
+    sample_B: np.ndarray | None = None,
+    temperature: float = 1.0,
+    banned_V: np.ndarray = LETTERS,
+) -> tuple[Trajectories, Episodes, Phases]:
     """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn."""
     world_, rows, phases = world(len(tasks)), 2 * len(tasks), Phases()
-    policy = SampledPolicy(engine(len(tasks), banned_V), model()[1], seed=seed, step=step,
-                           sample_B=np.arange(rows) % 2 if sample_B is None else sample_B,
-                           temperature_B=np.full(rows, temperature))
+    policy = SampledPolicy(
+        engine(len(tasks), banned_V),
+        model()[1],
+        seed=seed,
+        step=step,
+        sample_B=np.arange(rows) % 2 if sample_B is None else sample_B,
+        temperature_B=np.full(rows, temperature),
+    )
     if script is not None:
         policy = GuidedPolicy(ScriptedPolicy(PROTOCOL, script, world_.shapes.turn_tokens), policy, 1)
     return *rollout(world_, policy, world_.prepare(tasks, tools_on=True), phases), phases

@@ -65,19 +65,46 @@ def tiny(vocab_size: int, image_token_id: int) -> ModelConfig:
     ReLU everywhere: transcendental functions are dear on CPU, and `hidden_act` is a legal choice of the layout.
     """
     return ModelConfig(
-        vision=VisionConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
-                            image_size=64, patch_size=8, hidden_act="relu", layer_scale_init_value=1.0),
-        text=TextConfig(vocab_size=vocab_size, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                        num_key_value_heads=2, intermediate_size=384, head_dim=32, hidden_act="relu",
-                        rope_theta=10_000.0),
-        projector_hidden_act="relu", tie_word_embeddings=True, image_token_id=image_token_id)
+        vision=VisionConfig(
+            hidden_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=384,
+            image_size=64,
+            patch_size=8,
+            hidden_act="relu",
+            layer_scale_init_value=1.0,
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=384,
+            head_dim=32,
+            hidden_act="relu",
+            rope_theta=10_000.0,
+        ),
+        projector_hidden_act="relu",
+        tie_word_embeddings=True,
+        image_token_id=image_token_id,
+    )
 
 
 def internvl3_1b() -> ModelConfig:
     """InternVL3-1B: InternViT-300M and Qwen2.5-0.5B."""
-    return ModelConfig(text=TextConfig(hidden_size=896, num_hidden_layers=24, num_attention_heads=14,
-                                       num_key_value_heads=2, intermediate_size=4864, head_dim=64),
-                       tie_word_embeddings=False)
+    return ModelConfig(
+        text=TextConfig(
+            hidden_size=896,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            intermediate_size=4864,
+            head_dim=64,
+        ),
+        tie_word_embeddings=False,
+    )
 
 
 def internvl3_8b() -> ModelConfig:

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.models.config import TextConfig
-from mvg_jax.models.layers import ACTIVATIONS, apply_rope, merge_attention, partial_attention, prefix_attention, rope_tables
+from mvg_jax.models.layers import (
+    ACTIVATIONS,
+    apply_rope,
+    merge_attention,
+    partial_attention,
+    prefix_attention,
+    rope_tables,
+)
 
 
 class Prefix(NamedTuple):
@@ -37,8 +44,11 @@ class Suffix(NamedTuple):
     def empty(cls, config: TextConfig, rows: int, length: int, dtype: jnp.dtype) -> "Suffix":
         shape = (rows, length, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
-        return cls(tuple(jnp.zeros(shape, dtype) for _ in layers), tuple(jnp.zeros(shape, dtype) for _ in layers),
-                   jnp.zeros(rows, jnp.int32))
+        return cls(
+            tuple(jnp.zeros(shape, dtype) for _ in layers),
+            tuple(jnp.zeros(shape, dtype) for _ in layers),
+            jnp.zeros(rows, jnp.int32),
+        )
 
 
 def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> int:
@@ -103,8 +113,15 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
 
-    def __call__(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, *, prefix: Prefix | None = None,
-                 cache: Suffix | None = None, count_B: jax.Array | None = None) -> tuple[jax.Array, Suffix]:
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        positions_BxT: jax.Array,
+        *,
+        prefix: Prefix | None = None,
+        cache: Suffix | None = None,
+        count_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, Suffix]:
         """Runs the layers over new embeddings.
 
         positions_BxT: int32 rotary positions. count_B: how many of the T tokens of each row are real (the rest are

@@ -15,8 +15,11 @@ class InternVL(nnx.Module):
         self.vision_tower = VisionTower(config, rngs)
         self.multi_modal_projector = Projector(config, rngs)
         self.language_model = Decoder(config.text, rngs)
-        self.lm_head = None if config.tie_word_embeddings else nnx.Linear(
-            config.text.hidden_size, config.text.vocab_size, use_bias=False, rngs=rngs)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nnx.Linear(config.text.hidden_size, config.text.vocab_size, use_bias=False, rngs=rngs)
+        )
 
     def patch_features(self, views_NxSxSx3: jax.Array) -> jax.Array:
         """uint8 views -> vision features [N, E, 4*Dv] before the projector."""
@@ -35,13 +38,21 @@ class InternVL(nnx.Module):
         features = jnp.take_along_axis(features_BxNxExD.reshape(B, N * E, D), index_BxT[..., None], axis=1)
         return jnp.where(image_BxT[..., None], features.astype(x_BxTxD.dtype), x_BxTxD)
 
-    def decode(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, *, prefix: Prefix | None = None,
-               cache: Suffix | None = None, count_B: jax.Array | None = None) -> tuple[jax.Array, Suffix]:
+    def decode(
+        self,
+        x_BxTxD: jax.Array,
+        positions_BxT: jax.Array,
+        *,
+        prefix: Prefix | None = None,
+        cache: Suffix | None = None,
+        count_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, Suffix]:
         """The decoder's forward pass; see `Decoder.__call__`."""
         return self.language_model(x_BxTxD, positions_BxT, prefix=prefix, cache=cache, count_B=count_B)
 
-    def prefill(self, tokens_PxL: jax.Array, length_P: jax.Array,
-                features_PxNxExD: jax.Array) -> tuple[jax.Array, Prefix]:
+    def prefill(
+        self, tokens_PxL: jax.Array, length_P: jax.Array, features_PxNxExD: jax.Array
+    ) -> tuple[jax.Array, Prefix]:
         """Runs P prompts, padded on the right, once each: hidden states [P, L, D] and the prefix their groups share."""
         P, L = tokens_PxL.shape
         positions_PxL = jnp.broadcast_to(jnp.arange(L)[None], (P, L))

@@ -28,8 +28,9 @@ def apply_rope(x_BxTxHxC: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Arra
     return rotated.astype(x_BxTxHxC.dtype)
 
 
-def partial_attention(q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array,
-                      mask_BxTxS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def partial_attention(
+    q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array, mask_BxTxS: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Attention over one part of the keys, not yet normalised: (weighted sum [B,T,H,C], sum [B,T,H,1], max [B,T,H,1]).
 
     All float32. Parts over disjoint keys are joined by `merge_attention`.
@@ -42,8 +43,9 @@ def partial_attention(q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("bkrts,bskc->btkrc", weights.astype(v_BxSxKxC.dtype), v_BxSxKxC,
-                     preferred_element_type=jnp.float32)
+    out = jnp.einsum(
+        "bkrts,bskc->btkrc", weights.astype(v_BxSxKxC.dtype), v_BxSxKxC, preferred_element_type=jnp.float32
+    )
 
     def rows_first(x_BxKxRxTx1):
         return x_BxKxRxTx1.transpose(0, 3, 1, 2, 4).reshape(B, T, H, 1)
@@ -61,8 +63,9 @@ def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.
     return out / total
 
 
-def prefix_attention(q_BxTxHxC: jax.Array, k_PxLxKxC: jax.Array, v_PxLxKxC: jax.Array,
-                     length_P: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def prefix_attention(
+    q_BxTxHxC: jax.Array, k_PxLxKxC: jax.Array, v_PxLxKxC: jax.Array, length_P: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Part of attention over the prompt that the G = B/P rows of a group share: its keys are read once per group."""
     B, T, H, C = q_BxTxHxC.shape
     P, L = k_PxLxKxC.shape[:2]

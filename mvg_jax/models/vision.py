@@ -65,8 +65,11 @@ class VisionTower(nnx.Module):
         self.position_embeddings = nnx.Param(normal(rngs.params(), (1, 1 + grid * grid, vision.hidden_size)))
         self.patch_embeddings = nnx.Linear(3 * self.patch**2, vision.hidden_size, rngs=rngs)
         self.layers = nnx.List([VisionLayer(vision, rngs) for _ in range(vision.num_hidden_layers)])
-        self.layernorm = None if vision.use_mean_pooling else nnx.LayerNorm(
-            vision.hidden_size, epsilon=vision.layer_norm_eps, rngs=rngs)
+        self.layernorm = (
+            None
+            if vision.use_mean_pooling
+            else nnx.LayerNorm(vision.hidden_size, epsilon=vision.layer_norm_eps, rngs=rngs)
+        )
 
     def __call__(self, views_NxSxSx3: jax.Array) -> jax.Array:
         N, S = views_NxSxSx3.shape[:2]

@@ -37,8 +37,14 @@ class GRPOStage:
         start = time.perf_counter()
         phases, shapes = Phases(), self.world.shapes
         temperature_B = np.full(shapes.rows, self.temperature, np.float32)
-        policy = SampledPolicy(self.engine, state.params, seed=self.seed, step=number, sample_B=sample_index(tasks, shapes.group),
-                               temperature_B=temperature_B)
+        policy = SampledPolicy(
+            self.engine,
+            state.params,
+            seed=self.seed,
+            step=number,
+            sample_B=sample_index(tasks, shapes.group),
+            temperature_B=temperature_B,
+        )
         trajectories, episodes = rollout(self.world, policy, self.world.prepare(tasks, tools_on=True), phases)
         rewards_B, terms = compute_rewards(self.rewards, episodes)
         rolled_out = time.perf_counter()
@@ -65,16 +71,21 @@ def sample_index(tasks: Sequence[Task], group: int) -> np.ndarray:
     return np.array(index, np.int32)
 
 
-def rollout_metrics(trajectories: Trajectories, episodes: Episodes, rewards_B: np.ndarray,
-                    terms: Mapping[str, np.ndarray]) -> dict[str, float]:
+def rollout_metrics(
+    trajectories: Trajectories, episodes: Episodes, rewards_B: np.ndarray, terms: Mapping[str, np.ndarray]
+) -> dict[str, float]:
     """What a step's episodes were like: means over rows, split by whether a task needs a tool where that is known."""
     statistics = tool_statistics(episodes)
     needed_B = np.array([task.needs_tool is True for task in episodes.tasks])
     needless_B = np.array([task.needs_tool is False for task in episodes.tasks])
     group_std = rewards_B.reshape(-1, trajectories.group_size).std(axis=1)
-    metrics = {"reward": rewards_B.mean(), "groups_without_signal": (group_std < 1e-6).mean(),
-               "tokens_sampled": trajectories.loss_mask_BxL.sum(), "views": trajectories.view_count_B.mean(),
-               "turn_errors": np.nanmean(statistics["error"])}
+    metrics = {
+        "reward": rewards_B.mean(),
+        "groups_without_signal": (group_std < 1e-6).mean(),
+        "tokens_sampled": trajectories.loss_mask_BxL.sum(),
+        "views": trajectories.view_count_B.mean(),
+        "turn_errors": np.nanmean(statistics["error"]),
+    }
     metrics |= {f"reward/{name}": values.mean() for name, values in terms.items()}
     metrics |= {f"stop/{stop.name.lower()}": (episodes.stop_B == stop).mean() for stop in Stop if stop != Stop.RUNNING}
     for name, rows in (("needed", needed_B), ("not_needed", needless_B)):

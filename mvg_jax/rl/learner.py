@@ -56,8 +56,13 @@ class LearnerShapes:
     view_batches: tuple[int, ...]
 
 
-def make_batch(trajectories: Trajectories, reward_B: np.ndarray, temperature_B: np.ndarray, shapes: LearnerShapes,
-               reference_BxL: np.ndarray | None = None) -> Batch:
+def make_batch(
+    trajectories: Trajectories,
+    reward_B: np.ndarray,
+    temperature_B: np.ndarray,
+    shapes: LearnerShapes,
+    reference_BxL: np.ndarray | None = None,
+) -> Batch:
     """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row."""
     t, M = trajectories, shapes.microbatches
     P, G = len(t.prompts_PxL), t.group_size
@@ -76,14 +81,25 @@ def make_batch(trajectories: Trajectories, reward_B: np.ndarray, temperature_B: 
     micro, row, slot = np.nonzero(has_Mxbxn)
     views[micro, index[micro, row, slot]] = cut(t.views_BxNxSxSx3)[micro, row, slot]
     reference = behaviour if reference_BxL is None else reference_BxL[:, :L]
-    return Batch(cut(t.prompts_PxL), cut(t.prompt_length_P), cut(t.prompt_views_PxNxSxSx3), cut(tokens),
-                 cut(t.positions_BxL[:, :L]), cut(t.loss_mask_BxL[:, :L]), cut(behaviour), cut(reference), views,
-                 index.astype(np.int32), reward_B.astype(np.float32).reshape(M, P // M, G),
-                 cut(temperature_B.astype(np.float32)))
+    return Batch(
+        cut(t.prompts_PxL),
+        cut(t.prompt_length_P),
+        cut(t.prompt_views_PxNxSxSx3),
+        cut(tokens),
+        cut(t.positions_BxL[:, :L]),
+        cut(t.loss_mask_BxL[:, :L]),
+        cut(behaviour),
+        cut(reference),
+        views,
+        index.astype(np.int32),
+        reward_B.astype(np.float32).reshape(M, P // M, G),
+        cut(temperature_B.astype(np.float32)),
+    )
 
 
-def token_logprobs(graph: nnx.GraphDef, params: nnx.State, micro: Batch,
-                   banned_V: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def token_logprobs(
+    graph: nnx.GraphDef, params: nnx.State, micro: Batch, banned_V: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(log-prob, entropy, whether it is the likeliest) [b, L] float32 of a microbatch's tokens under the sampling policy.
 
     All are 0 outside of the mask; only the log-prob carries a gradient.
@@ -95,7 +111,9 @@ def token_logprobs(graph: nnx.GraphDef, params: nnx.State, micro: Batch,
     views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
     features = model.encode_images(views)
     prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
-    hidden, prefix = model.prefill(micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:]))
+    hidden, prefix = model.prefill(
+        micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
+    )
     first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
     x = model.embed(micro.tokens, row_features[micro.view_index])
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
@@ -116,21 +134,35 @@ def trainable(freeze: tuple[str, ...]) -> Callable:
 class Learner:
     """Compiled update and scoring programs of one model. loss: "policy" (GRPO family) or "cross_entropy" (SFT)."""
 
-    def __init__(self, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, banned_V: np.ndarray, *,
-                 loss: str, objective: Objective, advantage_scale: str, freeze: tuple[str, ...]):
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        optimizer: optax.GradientTransformation,
+        banned_V: np.ndarray,
+        *,
+        loss: str,
+        objective: Objective,
+        advantage_scale: str,
+        freeze: tuple[str, ...],
+    ):
         self.optimizer = optimizer
         self.filter = trainable(freeze)
         banned_V = jnp.asarray(banned_V)
-        terms = {"policy": functools.partial(_policy_terms, objective, advantage_scale), "cross_entropy": _imitation_terms}
-        self.update = jax.jit(functools.partial(_update, graph, optimizer, self.filter, terms[loss], banned_V),
-                              donate_argnums=0)
+        terms = {
+            "policy": functools.partial(_policy_terms, objective, advantage_scale),
+            "cross_entropy": _imitation_terms,
+        }
+        self.update = jax.jit(
+            functools.partial(_update, graph, optimizer, self.filter, terms[loss], banned_V), donate_argnums=0
+        )
         self.score = jax.jit(functools.partial(_score, graph, banned_V))
 
     def init(self, params: nnx.State) -> TrainState:
         return TrainState(params, self.optimizer.init(nnx.split_state(params, self.filter, ...)[0]), jnp.int32(0))
 
-    def lower(self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int,
-              with_reference: bool) -> list[jax.stages.Lowered]:
+    def lower(
+        self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int, with_reference: bool
+    ) -> list[jax.stages.Lowered]:
         """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`."""
         of, M = jax.ShapeDtypeStruct, shapes.microbatches
         p, b = rollout.prompts // M, rollout.rows // M
@@ -140,11 +172,19 @@ class Learner:
             for n in shapes.view_batches:
                 row = lambda dtype, L=L: of((M, b, L), dtype)
                 batch = Batch(
-                    prompts=of((M, p, rollout.prompt_length), jnp.int32), prompt_length=of((M, p), jnp.int32),
-                    prompt_views=of((M, p, rollout.prompt_images, *view), jnp.uint8), tokens=row(jnp.int32),
-                    positions=row(jnp.int32), mask=row(bool), behaviour=row(jnp.float32), reference=row(jnp.float32),
-                    views=of((M, n, *view), jnp.uint8), view_index=of((M, b, rollout.views), jnp.int32),
-                    reward=of((M, p, rollout.group), jnp.float32), temperature=of((M, b), jnp.float32))
+                    prompts=of((M, p, rollout.prompt_length), jnp.int32),
+                    prompt_length=of((M, p), jnp.int32),
+                    prompt_views=of((M, p, rollout.prompt_images, *view), jnp.uint8),
+                    tokens=row(jnp.int32),
+                    positions=row(jnp.int32),
+                    mask=row(bool),
+                    behaviour=row(jnp.float32),
+                    reference=row(jnp.float32),
+                    views=of((M, n, *view), jnp.uint8),
+                    view_index=of((M, b, rollout.views), jnp.int32),
+                    reward=of((M, p, rollout.group), jnp.float32),
+                    temperature=of((M, b), jnp.float32),
+                )
                 lowered.append(self.update.lower(state, batch))
                 if with_reference:
                     lowered.append(self.score.lower(state.params, batch))
@@ -181,8 +221,12 @@ def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: B
     updates, opt_state = optimizer.update(gradient, state.opt_state, learned)
     params = nnx.merge_state(optax.apply_updates(learned, updates), frozen)
     metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
-    metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "logprob_gap": aux["gap"].max(),
-                "tokens": tokens}
+    metrics |= {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradient),
+        "logprob_gap": aux["gap"].max(),
+        "tokens": tokens,
+    }
     return TrainState(params, opt_state, state.step + 1), metrics
 
 

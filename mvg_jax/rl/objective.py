@@ -33,8 +33,14 @@ class Objective:
             raise ValueError("objective: 0 < clip_low < 1, clip_high > 0 and kl >= 0 are needed")
 
 
-def policy_loss(objective: Objective, logprob_BxL: jax.Array, behaviour_BxL: jax.Array, reference_BxL: jax.Array,
-                advantage_B: jax.Array, mask_BxL: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def policy_loss(
+    objective: Objective,
+    logprob_BxL: jax.Array,
+    behaviour_BxL: jax.Array,
+    reference_BxL: jax.Array,
+    advantage_B: jax.Array,
+    mask_BxL: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Summed (not averaged) loss over the masked tokens, float32, and summed statistics to be divided by the token count."""
     mask = mask_BxL.astype(jnp.float32)
     log_ratio = (logprob_BxL - behaviour_BxL) * mask
@@ -50,5 +56,8 @@ def policy_loss(objective: Objective, logprob_BxL: jax.Array, behaviour_BxL: jax
     k3 = jnp.exp(toward_reference) - toward_reference - 1.0
     loss = -(gain * mask).sum() + objective.kl * (k3 * mask).sum()
     outside = (ratio * advantage > clipped * advantage) * mask
-    return loss, {"clip_fraction": outside.sum(), "kl_behaviour": ((ratio - 1.0 - log_ratio) * mask).sum(),
-                  "kl_reference": (k3 * mask).sum()}
+    return loss, {
+        "clip_fraction": outside.sum(),
+        "kl_behaviour": ((ratio - 1.0 - log_ratio) * mask).sum(),
+        "kl_reference": (k3 * mask).sum(),
+    }

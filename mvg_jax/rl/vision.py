@@ -57,8 +57,10 @@ class VisionStage:
         scale = wide**-0.5
         sizes = {"class": CELLS * CELLS * self.classes, "place": 2 * PLACES}
         keys = jax.random.split(jax.random.key(self.seed), len(sizes))
-        head = {name: {"kernel": scale * jax.random.normal(key, (wide, size)), "bias": jnp.zeros(size)}
-                for key, (name, size) in zip(keys, sizes.items(), strict=True)}
+        head = {
+            name: {"kernel": scale * jax.random.normal(key, (wide, size)), "bias": jnp.zeros(size)}
+            for key, (name, size) in zip(keys, sizes.items(), strict=True)
+        }
         return VisionState(params, head, self.optimizer.init((self._vision(params)[0], head)))
 
     def step(self, state: VisionState, number: int, tasks: Sequence[Task]) -> tuple[VisionState, dict]:
@@ -66,8 +68,13 @@ class VisionStage:
         sources = jax.device_put(task_sources(tasks, *self.image_size))
         frames = [draw_view(task, rng, i) for task in tasks for i in range(self.views)]
         nowhere = np.full((MAX_BOXES, 2), -1.0, np.float32)
-        centres = np.stack([box_centres(task, frames[p * self.views + i]) if i < OVERVIEWS else nowhere
-                            for p, task in enumerate(tasks) for i in range(self.views)])
+        centres = np.stack(
+            [
+                box_centres(task, frames[p * self.views + i]) if i < OVERVIEWS else nowhere
+                for p, task in enumerate(tasks)
+                for i in range(self.views)
+            ]
+        )
         frames = jax.tree.map(lambda *leaves: np.stack(leaves), *frames)
         row = np.repeat(np.arange(len(tasks), dtype=np.int32), self.views)
         maps = np.stack([self.labels(task) for task in tasks])
@@ -101,13 +108,18 @@ class VisionStage:
             weight = weight_K[labels]
             right = (logits.argmax(-1) == labels).astype(jnp.float32)
             rare = (weight > 1.0).astype(jnp.float32)
-            zoomed = jnp.broadcast_to((jnp.arange(n) % self.views >= OVERVIEWS)[:, None, None], rare.shape).astype(jnp.float32)
+            zoomed = jnp.broadcast_to((jnp.arange(n) % self.views >= OVERVIEWS)[:, None, None], rare.shape).astype(
+                jnp.float32
+            )
             return -(picked * weight).sum() / weight.sum() + PLACE_WEIGHT * place_loss, {
-                "accuracy": right.mean(), "place_within_one_bin": place_right,
+                "accuracy": right.mean(),
+                "place_within_one_bin": place_right,
                 "accuracy_lesion_zoomed": (right * rare * zoomed).sum() / jnp.maximum((rare * zoomed).sum(), 1.0),
                 "found_in_overview": jnp.where(
                     rare * (1 - zoomed) > 0, jnp.isin(logits.argmax(-1), jnp.array(self.rare)), 0.0
-                ).sum() / jnp.maximum((rare * (1 - zoomed)).sum(), 1.0)}
+                ).sum()
+                / jnp.maximum((rare * (1 - zoomed)).sum(), 1.0),
+            }
 
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)((vision, state.head))
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, (vision, state.head))
@@ -119,7 +131,9 @@ def _linear(head: dict[str, jax.Array], x_nxExD: jax.Array) -> jax.Array:
     return x_nxExD @ head["kernel"] + head["bias"][None, None]
 
 
-def place_terms(head: dict[str, jax.Array], features_nxExD: jax.Array, centre_nxMx2: jax.Array) -> tuple[jax.Array, jax.Array]:
+def place_terms(
+    head: dict[str, jax.Array], features_nxExD: jax.Array, centre_nxMx2: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """(cross-entropy of both coordinates' bins, share of centres within one bin), over centres inside their view."""
     grid = round(features_nxExD.shape[1] ** 0.5)
     inside = ((centre_nxMx2 >= 0) & (centre_nxMx2 < 1)).all(axis=-1)

@@ -82,8 +82,9 @@ class Engine:
         self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
 
-    def lower(self, params: nnx.State, view_size: int, max_views: int,
-              extra_lengths: tuple[int, ...] = ()) -> list[jax.stages.Lowered]:
+    def lower(
+        self, params: nnx.State, view_size: int, max_views: int, extra_lengths: tuple[int, ...] = ()
+    ) -> list[jax.stages.Lowered]:
         """Every program for every bucket, on abstract shapes, ready for `compiles.compile_all`.
 
         max_views: R. extra_lengths: further lengths that `extend` will be called with.
@@ -100,10 +101,15 @@ class Engine:
         prompts = of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), features(s.prompts, s.prompt_images)
         state = jax.eval_shape(self.prefill, params, *prompts)
         return [
-            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32),
-                              of(self.banned_V.shape, bool)),
-            *(self.extend.lower(params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views))
-              for T in s.observation_lengths + extra_lengths),
+            self.decode.lower(
+                params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), of(self.banned_V.shape, bool)
+            ),
+            *(
+                self.extend.lower(
+                    params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
+                )
+                for T in s.observation_lengths + extra_lengths
+            ),
             self.prefill.lower(params, *prompts),
             self.encode.lower(params, views(images), index(images)),
             *(self.encode.lower(params, views(B * max_views), index(n)) for n in s.encode_batches),
@@ -135,17 +141,23 @@ def _positions(state_suffix_length_B, prefix: Prefix, T: int):
     return start_B[:, None] + jnp.arange(T)[None]
 
 
-def _decode(graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, temperature_B,
-            banned_V) -> tuple[State, Drawn]:
+def _decode(
+    graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, temperature_B, banned_V
+) -> tuple[State, Drawn]:
     """Samples one turn for the active rows, until each has drawn `end_of_turn` or T tokens."""
     model = nnx.merge(graph, params)
     B, T = len(active_B), turn_tokens
 
     def record(drawn: Drawn, t, going_B, token_B, logprob_B) -> Drawn:
         write = lambda array_BxT, value_B: jax.lax.dynamic_update_index_in_dim(
-            array_BxT, jnp.where(going_B, value_B, jnp.zeros_like(value_B)), t, axis=1)
-        return Drawn(write(drawn.tokens, token_B), write(drawn.logprobs, logprob_B),
-                     drawn.count + going_B.astype(jnp.int32), drawn.ended | (going_B & (token_B == end_of_turn)))
+            array_BxT, jnp.where(going_B, value_B, jnp.zeros_like(value_B)), t, axis=1
+        )
+        return Drawn(
+            write(drawn.tokens, token_B),
+            write(drawn.logprobs, logprob_B),
+            drawn.count + going_B.astype(jnp.int32),
+            drawn.ended | (going_B & (token_B == end_of_turn)),
+        )
 
     def going_on(carry):
         t, going_B, _, _, _ = carry
@@ -154,8 +166,13 @@ def _decode(graph, turn_tokens, end_of_turn, params, state: State, active_B, nam
     def step(carry):
         t, going_B, token_B, suffix, drawn = carry
         x_Bx1xD = model.language_model.embed_tokens(token_B[:, None])
-        hidden, suffix = model.decode(x_Bx1xD, _positions(suffix.length, state.prefix, 1), prefix=state.prefix,
-                                      cache=suffix, count_B=going_B.astype(jnp.int32))
+        hidden, suffix = model.decode(
+            x_Bx1xD,
+            _positions(suffix.length, state.prefix, 1),
+            prefix=state.prefix,
+            cache=suffix,
+            count_B=going_B.astype(jnp.int32),
+        )
         token_B, logprob_B = draw(model.logits(hidden[:, 0]), name_Bx4, suffix.length, temperature_B, banned_V)
         drawn = record(drawn, t, going_B, token_B, logprob_B)
         return t + 1, going_B & ~drawn.ended, token_B, suffix, drawn
@@ -163,8 +180,9 @@ def _decode(graph, turn_tokens, end_of_turn, params, state: State, active_B, nam
     # The first token comes from the logits at hand; the loop feeds a token only when a row wants another.
     # The noise is named by the token's index in the row's suffix, which is what the cache holds when it is drawn.
     token_B, logprob_B = draw(state.logits, name_Bx4, state.suffix.length, temperature_B, banned_V)
-    empty = Drawn(jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.float32), jnp.zeros(B, jnp.int32),
-                  jnp.zeros(B, bool))
+    empty = Drawn(
+        jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.float32), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
+    )
     drawn = record(empty, 0, active_B, token_B, logprob_B)
     carry = (jnp.int32(1), active_B & ~drawn.ended, token_B, state.suffix, drawn)
     _, _, token_B, suffix, drawn = jax.lax.while_loop(going_on, step, carry)
@@ -181,8 +199,13 @@ def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features
     tokens = jnp.concatenate([state.pending_B[:, None], tokens_BxT], axis=1)
     count_B = jnp.where(active_B, count_B + 1, 0)
     x_BxTxD = model.embed(tokens, features_BxRxExD)
-    hidden, suffix = model.decode(x_BxTxD, _positions(state.suffix.length, state.prefix, tokens.shape[1]),
-                                  prefix=state.prefix, cache=state.suffix, count_B=count_B)
+    hidden, suffix = model.decode(
+        x_BxTxD,
+        _positions(state.suffix.length, state.prefix, tokens.shape[1]),
+        prefix=state.prefix,
+        cache=state.suffix,
+        count_B=count_B,
+    )
     last_BxD = jnp.take_along_axis(hidden, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where(active_B[:, None], model.logits(last_BxD), state.logits)
     return State(state.prefix, suffix, logits, state.pending_B)

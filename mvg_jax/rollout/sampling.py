@@ -20,7 +20,9 @@ def row_keys(seed: int, step: int, task_ids: list[str], sample_B: np.ndarray) ->
     """Names of the rows' noise, uint32 [B, 4]: (seed, step, task, sample). `token_uniform` adds the position."""
     task_B = np.array([zlib.crc32(task.encode()) for task in task_ids], np.uint32)
     B = len(task_B)
-    return np.stack([np.full(B, seed, np.uint32), np.full(B, step, np.uint32), task_B, sample_B.astype(np.uint32)], axis=1)
+    return np.stack(
+        [np.full(B, seed, np.uint32), np.full(B, step, np.uint32), task_B, sample_B.astype(np.uint32)], axis=1
+    )
 
 
 def token_uniform(name_4: jax.Array, position: jax.Array) -> jax.Array:
@@ -31,8 +33,9 @@ def token_uniform(name_4: jax.Array, position: jax.Array) -> jax.Array:
     return jax.random.uniform(key)
 
 
-def draw(logits_BxV: jax.Array, name_Bx4: jax.Array, position_B: jax.Array, temperature_B: jax.Array,
-         banned_V: jax.Array) -> tuple[jax.Array, jax.Array]:
+def draw(
+    logits_BxV: jax.Array, name_Bx4: jax.Array, position_B: jax.Array, temperature_B: jax.Array, banned_V: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """One token a row, by inverting the distribution at a single keyed uniform: (token [B] int32, log-prob [B] float32).
 
     A draw needs one random number a row instead of one for every entry of the vocabulary (Gumbel-max), which on CPU is

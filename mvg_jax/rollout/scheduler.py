@@ -1,11 +1,11 @@
 """The turn loop: whoever speaks for the model, the environment answers, and the ledger keeps both.
 
-    prompts ──► policy.begin
-    ┌────────► policy.turn        sampled by the engine, or read from a script
-    │          parse, judge       host
-    │          apply_tools        device, all rows at once
-    │          ledger.append      model turn, observation, views
-    └───────── policy.observe     views encoded, observation appended to the KV cache
+prompts ──► policy.begin
+┌────────► policy.turn        sampled by the engine, or read from a script
+│          parse, judge       host
+│          apply_tools        device, all rows at once
+│          ledger.append      model turn, observation, views
+└───────── policy.observe     views encoded, observation appended to the KV cache
 """
 
 import contextlib
@@ -99,14 +99,15 @@ class World:
         for p, task in enumerate(tasks):
             ids = self.protocol.prompt_ids(task, tools_on)
             if len(ids) > shapes.prompt_length or len(task.images) != shapes.prompt_images:
-                raise ValueError(f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
-                                 f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge them in the config")
+                raise ValueError(
+                    f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
+                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge them in the config"
+                )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
         sources = jax.device_put(task_sources(tasks, *self.image_size))
         frames = reset(tasks, self.limits).frames
         first = jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames)
-        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size),
-                       tools_on)
+        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size), tools_on)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -123,8 +124,16 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
     B, G = shapes.rows, shapes.group
     vocabulary = protocol.vocabulary
     episodes = reset([task for task in prompts.tasks for _ in range(G)], world.limits)
-    ledger = Ledger(prompts.tokens, prompts.length, phases.to_host(prompts.views), B, shapes.suffix_length, shapes.views,
-                    vocabulary.image, protocol.tokens_per_image)
+    ledger = Ledger(
+        prompts.tokens,
+        prompts.length,
+        phases.to_host(prompts.views),
+        B,
+        shapes.suffix_length,
+        shapes.views,
+        vocabulary.image,
+        protocol.tokens_per_image,
+    )
     offered = protocol.registry if prompts.tools_on else Registry(())
     source_row_B = np.repeat(np.arange(shapes.prompts, dtype=np.int32), G)
     policy.begin(prompts, phases)
@@ -134,13 +143,17 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
         drawn = policy.turn(number, before_B, phases)
         with phases("host"):
             ledger.append(drawn.tokens, drawn.count, MODEL, number, drawn.logprobs)
-            texts = [protocol.decode(drawn.tokens[b, : drawn.count[b]]) if before_B[b] and drawn.ended[b] else None
-                     for b in range(B)]
+            texts = [
+                protocol.decode(drawn.tokens[b, : drawn.count[b]]) if before_B[b] and drawn.ended[b] else None
+                for b in range(B)
+            ]
             turns = [None if text is None else parse_turn(text) for text in texts]
             cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
             plan = plan_step(offered, episodes, turns, cut_off_B)
         with phases("tools") as work:
-            result = apply_tools(protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view_size)
+            result = apply_tools(
+                protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view_size
+            )
             work.append(result)
             frames, count, code = phases.to_host((result.frames, result.count, result.code))
         with phases("host"):
@@ -161,8 +174,16 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
 class SampledPolicy:
     """The model itself: turns are drawn by the engine. seed and step name the noise, with each row's task and sample."""
 
-    def __init__(self, engine: Engine, params: nnx.State, *, seed: int, step: int, sample_B: np.ndarray,
-                 temperature_B: np.ndarray):
+    def __init__(
+        self,
+        engine: Engine,
+        params: nnx.State,
+        *,
+        seed: int,
+        step: int,
+        sample_B: np.ndarray,
+        temperature_B: np.ndarray,
+    ):
         self._engine, self._params = engine, params
         self._noise = (seed, step, sample_B)
         self._temperature_B = jnp.asarray(temperature_B, jnp.float32)
@@ -171,8 +192,9 @@ class SampledPolicy:
     def begin(self, prompts: Prompts, phases: Phases) -> None:
         shapes = self._engine.shapes
         seed, step, sample_B = self._noise
-        self._name_Bx4 = jnp.asarray(row_keys(seed, step, [t.id for t in prompts.tasks for _ in range(shapes.group)],
-                                              sample_B))
+        self._name_Bx4 = jnp.asarray(
+            row_keys(seed, step, [t.id for t in prompts.tasks for _ in range(shapes.group)], sample_B)
+        )
         with phases("encode") as work:
             views = prompts.views.reshape(-1, *prompts.views.shape[2:])
             features = self._engine.encode(self._params, views, jnp.arange(len(views)))
@@ -184,8 +206,9 @@ class SampledPolicy:
 
     def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
         with phases("decode"):
-            self._state, drawn = self._engine.decode(self._params, self._state, running_B, self._name_Bx4,
-                                                     self._temperature_B, self._engine.banned_V)
+            self._state, drawn = self._engine.decode(
+                self._params, self._state, running_B, self._name_Bx4, self._temperature_B, self._engine.banned_V
+            )
             return Drawn(*phases.to_host(drawn))
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases, spoken: Drawn | None = None) -> None:
@@ -209,12 +232,15 @@ class SampledPolicy:
                 pending_B = jnp.where(spoken.count > 0, spoken.tokens[:, 0], self._state.pending_B)
                 self._state = self._state._replace(pending_B=pending_B)
                 tokens_BxT, count_B = _join(spoken.tokens[:, 1:], spoken.count - 1, tokens_BxT, count_B)
-            self._state = self._engine.extend(self._params, self._state, running_B, tokens_BxT, count_B,
-                                              features.reshape(B, R, *features.shape[1:]))
+            self._state = self._engine.extend(
+                self._params, self._state, running_B, tokens_BxT, count_B, features.reshape(B, R, *features.shape[1:])
+            )
             work.append(self._state)
 
 
-def _join(a_BxS: np.ndarray, count_a: np.ndarray, b_BxT: np.ndarray, count_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _join(
+    a_BxS: np.ndarray, count_a: np.ndarray, b_BxT: np.ndarray, count_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Each row's first count_a tokens of a, then its first count_b of b: [B, S+T], [B]."""
     B, S, T = *a_BxS.shape, b_BxT.shape[1]
     count_a = np.maximum(count_a, 0)
@@ -232,7 +258,9 @@ class ScriptedPolicy:
 
     def __init__(self, protocol: Protocol, script: Sequence[Sequence[Turn]], turn_tokens: int):
         self._T = turn_tokens
-        self._script = [[[*protocol.turn_ids(turn), protocol.vocabulary.end_of_turn] for turn in turns] for turns in script]
+        self._script = [
+            [[*protocol.turn_ids(turn), protocol.vocabulary.end_of_turn] for turn in turns] for turns in script
+        ]
 
     def begin(self, prompts: Prompts, phases: Phases) -> None:
         pass

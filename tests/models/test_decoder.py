@@ -12,8 +12,16 @@ from mvg_jax.models.decoder import Decoder, Prefix, Suffix, suffix_bytes
 from mvg_jax.models.layers import apply_rope, merge_attention, partial_attention, prefix_attention, rope_tables
 from tests import tiny_world
 
-CONFIG = TextConfig(vocab_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                    intermediate_size=24, head_dim=8, rope_theta=100.0)
+CONFIG = TextConfig(
+    vocab_size=16,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=24,
+    head_dim=8,
+    rope_theta=100.0,
+)
 P, G, L, T = 2, 3, 5, 4  # prompts, rows a prompt, prompt bucket, suffix bucket
 LENGTH_P = np.array([5, 2], np.int32)
 D = CONFIG.hidden_size
@@ -89,8 +97,11 @@ def test_shared_prefix_and_suffix_merge_to_plain_attention():
     got = merge_attention([own, prefix_attention(q, prefix_k, prefix_v, LENGTH_P)])
     seen = np.broadcast_to(np.repeat(np.arange(L)[None] < LENGTH_P[:, None], G, axis=0)[:, None], (B, T, L))
     expected = attention_reference(
-        q, np.concatenate([np.repeat(prefix_k, G, axis=0), k], axis=1),
-        np.concatenate([np.repeat(prefix_v, G, axis=0), v], axis=1), np.concatenate([seen, causal], axis=2))
+        q,
+        np.concatenate([np.repeat(prefix_k, G, axis=0), k], axis=1),
+        np.concatenate([np.repeat(prefix_v, G, axis=0), v], axis=1),
+        np.concatenate([seen, causal], axis=2),
+    )
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(merge_attention([own]), attention_reference(q, k, v, causal), atol=1e-5)
 

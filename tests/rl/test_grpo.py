@@ -20,8 +20,15 @@ TASKS = (tiny_world.task(0), tiny_world.task(1))
 @pytest.fixture(scope="module")
 def stage() -> GRPOStage:
     """The untrained model pays for its malformed turns."""
-    learner = Learner(tiny_world.model()[0], optax.adam(1e-2), LETTERS, loss="policy", objective=Objective(),
-                      advantage_scale="std", freeze=())
+    learner = Learner(
+        tiny_world.model()[0],
+        optax.adam(1e-2),
+        LETTERS,
+        loss="policy",
+        objective=Objective(),
+        advantage_scale="std",
+        freeze=(),
+    )
     shapes = LearnerShapes(microbatches=1, suffix_lengths=(120,), view_batches=(8,))
     return GRPOStage(tiny_world.world(2), tiny_world.engine(2, LETTERS), learner, shapes, {"error": -1.0}, 0.8, 0, None)
 
@@ -63,8 +70,15 @@ def test_training_raises_the_reward(stage):
 
 
 def test_the_reference_is_scored_on_the_same_tokens(stage):
-    learner = Learner(tiny_world.model()[0], optax.sgd(0.0), LETTERS, loss="policy", objective=Objective(kl=0.1),
-                      advantage_scale="std", freeze=())
+    learner = Learner(
+        tiny_world.model()[0],
+        optax.sgd(0.0),
+        LETTERS,
+        loss="policy",
+        objective=Objective(kl=0.1),
+        advantage_scale="std",
+        freeze=(),
+    )
     same = dataclasses.replace(stage, learner=learner, reference=tiny_world.model()[1])
     assert first_step(same)[1]["kl_reference"] < 1e-6
     moved = jax.tree.map(lambda x: x * 1.2, tiny_world.model()[1])

@@ -27,14 +27,29 @@ class Expert:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(tiny_world.model()[0], optax.adam(1e-2), SPECIAL, loss="cross_entropy", objective=Objective(),
-                   advantage_scale="none", freeze=())
+    return Learner(
+        tiny_world.model()[0],
+        optax.adam(1e-2),
+        SPECIAL,
+        loss="cross_entropy",
+        objective=Objective(),
+        advantage_scale="none",
+        freeze=(),
+    )
 
 
 def make_stage(learner: Learner, tools_off: float, right_first: int = 0, seed: int = 0) -> SFTStage:
     shapes = LearnerShapes(microbatches=1, suffix_lengths=(64,), view_batches=(8,))
-    return SFTStage(world=tiny_world.world(2), learner=learner, shapes=shapes, demonstrate=Expert(), mixture=MIXTURE,
-                    tools_off=tools_off, right_first=right_first, seed=seed)
+    return SFTStage(
+        world=tiny_world.world(2),
+        learner=learner,
+        shapes=shapes,
+        demonstrate=Expert(),
+        mixture=MIXTURE,
+        tools_off=tools_off,
+        right_first=right_first,
+        seed=seed,
+    )
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_demonstration(learner):

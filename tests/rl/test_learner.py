@@ -46,10 +46,25 @@ class Warm(NamedTuple):
 def warm(ledger) -> Warm:
     """The learner of all tests, compiled for 1, 2 and 4 microbatches. Plain descent: a step is gradient plus decay."""
     learner = Learner(
-        tiny_world.model()[0], optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.5)), SPECIAL, loss="policy",
-        objective=Objective(kl=0.05), advantage_scale="std", freeze=(FROZEN,))
-    rollout = Shapes(prompts=P, group=G, prompt_length=12, turn_tokens=9, observation_lengths=(14,),
-                     encode_batches=(8,), suffix_length=40, prompt_images=1, views=3)
+        tiny_world.model()[0],
+        optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.5)),
+        SPECIAL,
+        loss="policy",
+        objective=Objective(kl=0.05),
+        advantage_scale="std",
+        freeze=(FROZEN,),
+    )
+    rollout = Shapes(
+        prompts=P,
+        group=G,
+        prompt_length=12,
+        turn_tokens=9,
+        observation_lengths=(14,),
+        encode_batches=(8,),
+        suffix_length=40,
+        prompt_images=1,
+        views=3,
+    )
     state = learner.init(tiny_world.own_params())
     programs = [learner.lower(state, SHAPES[M], rollout, tiny_world.SIZE, with_reference=M == 2) for M in SHAPES]
     compile_all(list(itertools.chain(*programs)), "compile")

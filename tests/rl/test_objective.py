@@ -50,8 +50,9 @@ def test_value_and_gradient_follow_a_slow_reference(ratio, kl):
     assert low + high < MASK.sum()
 
     def loss(x):
-        return policy_loss(objective, x, behaviour.astype(np.float32), other.astype(np.float32),
-                           ADVANTAGE.astype(np.float32), MASK)
+        return policy_loss(
+            objective, x, behaviour.astype(np.float32), other.astype(np.float32), ADVANTAGE.astype(np.float32), MASK
+        )
 
     (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(logprob.astype(np.float32))
     assert value == pytest.approx(expected, rel=1e-5)

@@ -75,8 +75,9 @@ def test_extend_leaves_other_rows_alone(begun):
     before = jax.device_get(state)
     tokens = np.full((B, 16), 200, np.int32)
     features = np.zeros((B, MAX_VIEWS, E, tiny_world.CONFIG.text.hidden_size), np.float32)
-    after = jax.device_get(engine.extend(params, state, np.array([True, False, True, False]), tokens,
-                                         np.array([3, 5, 16, 0]), features))
+    after = jax.device_get(
+        engine.extend(params, state, np.array([True, False, True, False]), tokens, np.array([3, 5, 16, 0]), features)
+    )
     np.testing.assert_array_equal(after.suffix.length - before.suffix.length, [4, 0, 17, 0])
     np.testing.assert_array_equal(after.logits[[1, 3]], before.logits[[1, 3]])
     assert np.abs(after.logits[[0, 2]] - before.logits[[0, 2]]).max(axis=1).min() > 0.01

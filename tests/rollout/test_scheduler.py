@@ -178,8 +178,9 @@ def test_samples_do_not_depend_on_the_order_or_size_of_the_batch():
     compare(swapped, [2, 3, 0, 1])
     # Twice as many prompts: another task, and one of the two again under further sample indices, as padding is.
     script = [[TWO], [TWO], *CALLS[2:], [ONE], [ONE], *CALLS[:2]]
-    wider, _, _ = play([tiny_world.task(7), TASKS[1], TASKS[0], TASKS[0]], script=script,
-                       sample_B=np.array([0, 1, 0, 1, 2, 3, 0, 1]))
+    wider, _, _ = play(
+        [tiny_world.task(7), TASKS[1], TASKS[0], TASKS[0]], script=script, sample_B=np.array([0, 1, 0, 1, 2, 3, 0, 1])
+    )
     compare(wider, [6, 7, 2, 3])
     assert (wider.tokens_BxL[4] != wider.tokens_BxL[6]).any()
 
