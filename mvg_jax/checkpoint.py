@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,9 +85,6 @@ class Checkpoints:
             with _quiet(logging.ERROR):
                 self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and TensorStore raise a full disk as ValueError, RuntimeError, a group, ...
-            # What still runs of the failed save can only repeat it, in tracebacks.
-            logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             for torn in self._directory.glob(f"{step}.*"):  # gives the space back
                 shutil.rmtree(torn, ignore_errors=True)
             raise CheckpointError(
@@ -159,12 +157,22 @@ def _misfit(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def _quiet(level: int):
-    """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller."""
-    logger = logging.getLogger("absl")
+    """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller.
+
+    When a save fails, what TensorStore has in flight finds the event loop closed and prints that too, at any time later.
+    """
+    logger, hook = logging.getLogger("absl"), sys.excepthook
     below = lambda record: record.levelno < level
+
+    def without_late_callbacks(kind, error, trace):
+        if not any(mark in str(error) for mark in ("Event loop is closed", "OCDBT")):
+            hook(kind, error, trace)
+
     logger.addFilter(below)
+    sys.excepthook = without_late_callbacks
     try:
         yield
+        sys.excepthook = hook
     finally:
         logger.removeFilter(below)
 

@@ -11,7 +11,7 @@ from mvg_jax.models.internvl import InternVL
 @pytest.mark.parametrize(
     ("shape", "parameters"),
     [
-        (config.tiny(1664, 5), 1_432_448),
+        (config.tiny(1664, 5), 1_429_120),
         (config.internvl3_1b(), 938_193_024),
         (config.internvl3_8b(), 7_944_373_760),
     ],
