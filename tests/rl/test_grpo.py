@@ -94,7 +94,7 @@ def test_a_task_drawn_twice_gets_samples_of_its_own():
 
 def test_metrics_are_means_over_rows_by_need():
     needed, needless = TASKS[0], dataclasses.replace(TASKS[1], chain=())
-    script = [[ONE, ANSWER], [Turn("", "septated")], [TWO, ANSWER], [ANSWER]]
+    script = [[ONE, ANSWER], [ONE, Turn("", "septated")], [TWO, ANSWER], [ANSWER]]
     world = tiny_world.world(2)
     prompts = world.prepare([needed, needless], tools_on=True)
     t, episodes = rollout(world, ScriptedPolicy(tiny_world.PROTOCOL, script, 24), prompts, Phases())
@@ -104,11 +104,11 @@ def test_metrics_are_means_over_rows_by_need():
     assert got["reward/accuracy"] == 0.75
     assert got["reward/needless_call"] == 0.25
     assert got["groups_without_signal"] == 0
-    assert got["views"] == 0.75
+    assert got["views"] == 1
     assert got["stop/answer"] == 1
     assert got["stop/max_tokens"] == 0
-    assert (got["tool_rate/needed"], got["tool_rate/not_needed"]) == (0.5, 0.5)
-    assert (got["tool_choice/needed"], got["tool_choice/not_needed"]) == (0.5, 0.5)
+    assert (got["tool_rate/needed"], got["tool_rate/not_needed"]) == (1, 0.5)
+    assert (got["tool_choice/needed"], got["tool_choice/not_needed"]) == (1, 0.5)
     assert (got["accuracy/needed"], got["accuracy/not_needed"]) == (0.5, 1.0)
     assert got["tokens_sampled"] == t.loss_mask_BxL.sum()
     flat = rollout_metrics(t, episodes, np.array([1, 1, 0, 1], np.float32), terms)
