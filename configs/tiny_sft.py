@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.model.checkpoint, c.model.tokenizer, c.model.shape = "", "asset:tiny_internvl", "tiny"
 
     # Tower and projector alone, densely supervised: trained jointly from the start it stays on a plateau for hundreds of steps.
-    c.vision.steps = 1200
+    c.vision.steps, c.vision.prompts, c.vision.views = 1600, 20, 4
     c.vision.optimizer.learning_rate = 2e-3
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"

@@ -96,6 +96,10 @@ class Experiment:
             raise RunError(f"the {split} split of {self.config.data.name} is empty: its size must be at least 1")
         return phantom.PhantomSource(split, size, first)
 
+    def lessons(self):
+        """Random access to labelled images for stage `vision`."""
+        return phantom.PhantomLessons(self.config.data.size)
+
     def held_out(self) -> list[Task]:
         """The evaluation's tasks."""
         source = self.source(self.config.eval.split, 0, self.config.eval.tasks)
@@ -106,12 +110,13 @@ class Experiment:
         return VisionStage(
             self.graph,
             make_optimizer(c.vision.optimizer, c.vision.steps),
-            phantom.dense_labels,
             len(phantom.CLASSES),
-            _findings(),
+            tuple(phantom.CLASSES.index(name) for name in phantom.FINDINGS),
+            tuple(phantom.CLASSES.index(name) for name in phantom.PATTERN_LABEL.values()),
             c.vision.views,
             self.view_size,
             (c.data.image_height, c.data.image_width),
+            c.vision.steps,
             c.seed,
         )
 
@@ -168,11 +173,6 @@ def _objective(c: GRPO) -> Objective:
 
 def _learner_shapes(c: LearnerConfig) -> LearnerShapes:
     return LearnerShapes(c.microbatches, c.suffix_lengths, c.view_batches)
-
-
-def _findings() -> tuple[int, ...]:
-    """The classes of what questions are about: from the first kind of lesion to the end of the table."""
-    return tuple(range(phantom.CLASSES.index("lesion_homogeneous"), len(phantom.CLASSES)))
 
 
 def folder(name: str) -> pathlib.Path:

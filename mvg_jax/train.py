@@ -36,7 +36,7 @@ from mvg_jax.metrics import MetricsLog, read_metrics, write_atomically, write_su
 from mvg_jax.tools.spec import MAX_VIEWS
 
 SHOWN = {
-    "vision": ("loss", "accuracy", "accuracy_lesion_zoomed", "place_within_one_bin"),
+    "vision": ("loss", "accuracy", "found", "read", "place_within_one_bin"),
     "sft": ("loss", "token_accuracy", "gradient_norm"),
     "grpo": (
         "reward",
@@ -96,7 +96,7 @@ def run_stage(
     stage, steps, prompts = make_stage(experiment, name, params)
     state = stage.start(params)
     batches = TaskBatches(
-        experiment.source("train", config.data.first, config.data.size),
+        experiment.lessons() if name == "vision" else experiment.source("train", config.data.first, config.data.size),
         batch=prompts,
         shuffle=config.data.shuffle,
         seed=config.seed,

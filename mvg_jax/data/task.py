@@ -56,3 +56,13 @@ class Task:
     def chance(self) -> float:
         """Accuracy of guessing among the options (0 for an open question)."""
         return 1.0 / len(self.options) if self.options else 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """An image for eyes to learn from. labels: class of every pixel [H, W] uint8. boxes: its findings."""
+
+    id: str
+    image: NativeImage
+    labels: np.ndarray
+    boxes: tuple[Box, ...]

@@ -1,14 +1,20 @@
 """Stage `vision`: tower and projector learn to see before the decoder asks them anything.
 
 Trained jointly from nothing, vision and decoder sit on a plateau for hundreds of steps: the decoder has no reason to look and
-the tower no signal. Two linear heads on the very embeddings that the decoder will get give a signal for every token: one segments
-the token's square, one says where in an overview a finding lies, at the token that holds its centre (a segmentation alone never needs
-to know which square it looks at, and the decoder then takes long to learn places). The heads are dropped afterwards.
+the tower no signal. Linear heads on the very embeddings that the decoder will get give a signal for every token:
+
+    class   segments the token's square on an 8 x 8 grid; across the view, findings must also stand out from the rest
+    place   where in the view a finding lies, read at the token that holds its centre (a segmentation alone never needs to
+            know which square it looks at, and the decoder then takes long to learn places)
+    read    which finding a zoom shows, from the mean of its tokens
+
+Zooms begin close up, where a finding fills the view, and draw back: from afar the first hundreds of steps learn nothing.
+The heads are dropped afterwards.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,16 +23,22 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mvg_jax.data.task import Task
-from mvg_jax.env.episode import task_sources
-from mvg_jax.frames import Frame, box_from_source, full_frame, with_window, zoom
-from mvg_jax.tools import render_views
+from mvg_jax.data.task import LabelledImage
+from mvg_jax.frames import Frame, box_from_source, flip, full_frame, rotate, with_window, zoom
+from mvg_jax.tools import render_views, stack_sources
 
-OVERVIEWS = 2  # of a task's views, the first ones show the whole image
+OVERVIEWS = 2  # of an image's views, the first ones show all or much of it
 PLACES = 50  # bins along each axis of a view for a finding's centre
-MAX_BOXES = 2  # findings of a task that are placed
-PLACE_WEIGHT = 0.1  # at 1 the places, whose loss is the larger, keep the classes from being learnt
+MAX_BOXES = 6  # findings of an image that are placed
 CELLS = 8  # a token's square is labelled on an 8 x 8 grid
+POINT_WEIGHT = 0.2
+PLACE_WEIGHT = 0.1  # at 1 the places, whose loss is the larger, keep the classes from being learnt
+CLOSE, NEAR, FAR = (
+    60.0,
+    70.0,
+    180.0,
+)  # sides of zooms, in 1000ths of the image: from CLOSE to NEAR first, to FAR at last
+DRAWN_BACK = 0.6  # share of the steps after which zooms reach to FAR
 
 
 class VisionState(NamedTuple):
@@ -37,25 +49,27 @@ class VisionState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VisionStage:
-    """Dense segmentation of `views` views of each of `prompts` tasks a step.
+    """`views` views of each labelled image of a batch. steps: length of the stage, which the curriculum spans.
 
-    labels: task -> class map [H, W] uint8 of its first image. rare: classes whose cells weigh ten times: they are small.
+    findings: classes of what questions are about. They are small, so that half of a view's weight lies on them. alike: those
+    among them that an overview cannot tell apart; there, any will do.
     """
 
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformation
-    labels: Callable[[Task], np.ndarray]
     classes: int
-    rare: tuple[int, ...]
+    findings: tuple[int, ...]
+    alike: tuple[int, ...]
     views: int
     view_size: int
     image_size: tuple[int, int]
+    steps: int
     seed: int
 
     def start(self, params: nnx.State) -> VisionState:
         wide = nnx.merge(self.graph, params).config.text.hidden_size
         scale = wide**-0.5
-        sizes = {"class": CELLS * CELLS * self.classes, "place": 2 * PLACES}
+        sizes = {"class": CELLS * CELLS * self.classes, "place": 2 * PLACES, "read": self.classes}
         keys = jax.random.split(jax.random.key(self.seed), len(sizes))
         head = {
             name: {"kernel": scale * jax.random.normal(key, (wide, size)), "bias": jnp.zeros(size)}
@@ -63,22 +77,24 @@ class VisionStage:
         }
         return VisionState(params, head, self.optimizer.init((self._vision(params)[0], head)))
 
-    def step(self, state: VisionState, number: int, tasks: Sequence[Task]) -> tuple[VisionState, dict]:
+    def step(self, state: VisionState, number: int, batch: Sequence[LabelledImage]) -> tuple[VisionState, dict]:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, number))))
-        sources = jax.device_put(task_sources(tasks, *self.image_size))
-        frames = [draw_view(task, rng, i) for task in tasks for i in range(self.views)]
+        scales = [[(x.image.slope, x.image.intercept)] for x in batch]
+        sources = stack_sources([[x.image.pixels] for x in batch], scales, *self.image_size)
+        progress = min(number / (DRAWN_BACK * self.steps), 1.0)
+        frames = [draw_view(x, rng, i, NEAR + progress * (FAR - NEAR)) for x in batch for i in range(self.views)]
         nowhere = np.full((MAX_BOXES, 2), -1.0, np.float32)
         centres = np.stack(
             [
-                box_centres(task, frames[p * self.views + i]) if i < OVERVIEWS else nowhere
-                for p, task in enumerate(tasks)
+                box_centres(x, frames[p * self.views + i]) if i < OVERVIEWS else nowhere
+                for p, x in enumerate(batch)
                 for i in range(self.views)
             ]
         )
         frames = jax.tree.map(lambda *leaves: np.stack(leaves), *frames)
-        row = np.repeat(np.arange(len(tasks), dtype=np.int32), self.views)
-        maps = np.stack([self.labels(task) for task in tasks])
-        return self._update(state, sources, maps, row, frames, centres)
+        row = np.repeat(np.arange(len(batch), dtype=np.int32), self.views)
+        maps = np.stack([x.labels for x in batch])
+        return self._update(state, jax.device_put(sources), maps, row, frames, centres)
 
     def params(self, state: VisionState) -> nnx.State:
         return state.params
@@ -93,33 +109,20 @@ class VisionStage:
     def _update_step(self, state: VisionState, sources, maps_PxHxW, row_n, frames_n, centre_nxMx2):
         views = render_views(sources, row_n, frames_n, self.view_size)
         vision, rest = self._vision(state.params)
-        weight_K = jnp.ones(self.classes).at[jnp.array(self.rare)].set(10.0)
+        overview_n = jnp.arange(views.shape[0]) % self.views < OVERVIEWS
 
         def loss_of(learned):
             vision, head = learned
             features_nxExD = nnx.merge(self.graph, nnx.merge_state(vision, rest)).encode_images(views)
-            logits = _linear(head["class"], features_nxExD)
-            n, E = logits.shape[:2]
             place_loss, place_right = place_terms(head["place"], features_nxExD, centre_nxMx2)
-            logits = logits.reshape(n, E, CELLS * CELLS, self.classes)
+            n, E = features_nxExD.shape[:2]
+            logits = _linear(head["class"], features_nxExD).reshape(n, E, CELLS * CELLS, self.classes)
             labels = sample_labels(maps_PxHxW, row_n, frames_n, round(E**0.5))
-            logprob = jax.nn.log_softmax(logits)
-            picked = jnp.take_along_axis(logprob, labels[..., None], axis=-1)[..., 0]
-            weight = weight_K[labels]
-            right = (logits.argmax(-1) == labels).astype(jnp.float32)
-            rare = (weight > 1.0).astype(jnp.float32)
-            zoomed = jnp.broadcast_to((jnp.arange(n) % self.views >= OVERVIEWS)[:, None, None], rare.shape).astype(
-                jnp.float32
-            )
-            return -(picked * weight).sum() / weight.sum() + PLACE_WEIGHT * place_loss, {
-                "accuracy": right.mean(),
-                "place_within_one_bin": place_right,
-                "accuracy_lesion_zoomed": (right * rare * zoomed).sum() / jnp.maximum((rare * zoomed).sum(), 1.0),
-                "found_in_overview": jnp.where(
-                    rare * (1 - zoomed) > 0, jnp.isin(logits.argmax(-1), jnp.array(self.rare)), 0.0
-                ).sum()
-                / jnp.maximum((rare * (1 - zoomed)).sum(), 1.0),
-            }
+            class_loss, metrics = class_terms(logits, labels, overview_n, self.findings, self.alike)
+            read_logits = _linear(head["read"], features_nxExD).mean(axis=1)
+            read_loss, read_right = read_terms(read_logits, labels, ~overview_n, self.findings)
+            metrics |= {"place_within_one_bin": place_right, "read": read_right}
+            return class_loss + PLACE_WEIGHT * place_loss + read_loss, metrics
 
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)((vision, state.head))
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, (vision, state.head))
@@ -129,6 +132,57 @@ class VisionStage:
 
 def _linear(head: dict[str, jax.Array], x_nxExD: jax.Array) -> jax.Array:
     return x_nxExD @ head["kernel"] + head["bias"][None, None]
+
+
+def class_terms(
+    logits_nxExCxK: jax.Array,
+    label_nxExC: jax.Array,
+    overview_n: jax.Array,
+    findings: tuple[int, ...],
+    alike: tuple[int, ...],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of the cells' classes. In each view all classes weigh the same, but findings together half.
+
+    `found`: share of overviews whose cell most like one of `alike` is one.
+    """
+    n, K = len(label_nxExC), logits_nxExCxK.shape[-1]
+    logprob = jax.nn.log_softmax(logits_nxExCxK)
+    overview = overview_n[:, None, None]
+    any_of = lambda classes: jax.nn.logsumexp(logprob[..., jnp.array(classes)], axis=-1)
+    is_alike, finding = (jnp.isin(label_nxExC, jnp.array(classes)) for classes in (alike, findings))
+    any_alike = any_of(alike)
+    picked = jnp.take_along_axis(logprob, label_nxExC[..., None], axis=-1)[..., 0]
+    picked = jnp.where(overview & is_alike, any_alike, picked)
+
+    count_nxK = jax.nn.one_hot(label_nxExC, K).sum(axis=(1, 2))
+    inverse = 1.0 / jnp.take_along_axis(count_nxK, label_nxExC.reshape(n, -1), axis=1).reshape(label_nxExC.shape)
+    share = lambda which: which * inverse / jnp.maximum((which * inverse).sum(axis=(1, 2), keepdims=True), 1e-6)
+    class_loss = -(picked * 0.5 * (share(finding) + share(~finding))).sum() / n
+
+    # Where among all cells of its view a finding is: what the decoder's attention will ask.
+    where = jax.nn.log_softmax(any_of(findings).reshape(n, -1)).reshape(finding.shape)
+    point_loss = -(where * share(finding)).sum() / n
+
+    best_nx1 = any_alike.reshape(n, -1).argmax(axis=-1)[:, None]
+    hit_n = jnp.take_along_axis(is_alike.reshape(n, -1), best_nx1, axis=1)[:, 0]
+    has_n = is_alike.any(axis=(1, 2)) & overview_n
+    return class_loss + POINT_WEIGHT * point_loss, {
+        "accuracy": (logits_nxExCxK.argmax(axis=-1) == label_nxExC).mean(),
+        "found": (hit_n & has_n).sum() / jnp.maximum(has_n.sum(), 1),
+    }
+
+
+def read_terms(
+    logits_nxK: jax.Array, label_nxExC: jax.Array, zoomed_n: jax.Array, findings: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """(cross-entropy, share right) of the finding that takes most cells of a zoom, over zooms that show one."""
+    count_nxF = (label_nxExC[..., None] == jnp.array(findings)[None, None, None]).sum(axis=(1, 2))
+    has_n = (count_nxF.max(axis=-1) > 0) & zoomed_n
+    label_n = jnp.array(findings)[count_nxF.argmax(axis=-1)]
+    picked_n = jnp.take_along_axis(jax.nn.log_softmax(logits_nxK), label_n[:, None], axis=-1)[:, 0]
+    right_n = (logits_nxK.argmax(axis=-1) == label_n) & has_n
+    total = jnp.maximum(has_n.sum(), 1)
+    return -jnp.where(has_n, picked_n, 0.0).sum() / total, right_n.sum() / total
 
 
 def place_terms(
@@ -149,33 +203,47 @@ def place_terms(
     return -jnp.where(inside[..., None], picked, 0.0).sum() / count, jnp.where(inside, near, False).sum() / count
 
 
-def box_centres(task: Task, frame: Frame) -> np.ndarray:
-    """Centres of a task's boxes in view units, float32 [MAX_BOXES, 2]; -1 where there is none."""
-    height, width = task.images[0].pixels.shape[:2]
+def box_centres(labelled: LabelledImage, frame: Frame) -> np.ndarray:
+    """Centres of an image's boxes in view units, float32 [MAX_BOXES, 2]; -1 where there is none."""
+    height, width = labelled.image.pixels.shape[:2]
     centres = np.full((MAX_BOXES, 2), -1.0, np.float32)
-    for i, box in enumerate(task.boxes[:MAX_BOXES]):
+    for i, box in enumerate(labelled.boxes[:MAX_BOXES]):
         source = np.array(box.xyxy, np.float32) / 1000 * np.array([width, height, width, height], np.float32)
         x1, y1, x2, y2 = box_from_source(frame, source) / 1000
         centres[i] = (x1 + x2) / 2, (y1 + y2) / 2
     return centres
 
 
-def draw_view(task: Task, rng: np.random.Generator, index: int) -> Frame:
-    """A view to learn from: the overview, the overview in a bone window, then zooms, most of them on a labelled box."""
-    image = task.images[0]
-    height, width = image.pixels.shape[:2]
-    whole = full_frame(height, width, image.window, 0)
+def draw_view(labelled: LabelledImage, rng: np.random.Generator, index: int, far: float) -> Frame:
+    """A view to learn from. 0: the overview. 1: the overview in a bone window, or a large part. Others: zooms, most of them on
+    a finding, CLOSE to `far` 1000ths of the image wide."""
+    image, boxes = labelled.image, labelled.boxes
+    whole = full_frame(*image.pixels.shape[:2], image.window, 0)
     if index == 0:
         return whole
-    if index == 1 and image.unit == "HU":
-        return with_window(whole, -500.0, 1300.0)
+    if index < OVERVIEWS:
+        if image.unit == "HU" and rng.random() < 0.3:
+            return with_window(whole, -500.0, 1300.0)
+        side, (x, y) = rng.uniform(300, 1000), rng.uniform(0, 1000, 2)
+        return _turned(zoom(whole, _square(x, y, side)), rng)
     x, y = rng.uniform(150, 850, 2)
-    if task.boxes and rng.random() < 0.9:
-        x1, y1, x2, y2 = task.boxes[rng.integers(len(task.boxes))].xyxy
-        x, y = np.array([(x1 + x2) / 2, (y1 + y2) / 2]) + rng.uniform(-50, 50, 2)
-    side = 160.0 if rng.random() < 0.7 else rng.uniform(120, 300)
+    side = rng.uniform(CLOSE, far)
+    if boxes and rng.random() < 0.9:
+        x1, y1, x2, y2 = boxes[rng.integers(len(boxes))].xyxy
+        x, y = np.array([(x1 + x2) / 2, (y1 + y2) / 2]) + rng.uniform(-0.25, 0.25, 2) * side
+    return _turned(zoom(whole, _square(x, y, side)), rng)
+
+
+def _square(x: float, y: float, side: float) -> np.ndarray:
+    """xyxy of the square of this side around (x, y), moved inside 0..1000."""
     left, top = np.clip([x - side / 2, y - side / 2], 0, 1000 - side)
-    return zoom(whole, np.array([left, top, left + side, top + side], np.float32))
+    return np.array([left, top, left + side, top + side], np.float32)
+
+
+def _turned(view: Frame, rng: np.random.Generator) -> Frame:
+    """The view in one of its eight orientations: more places and shapes to learn from one image."""
+    view = rotate(view, rng.integers(4))
+    return flip(view, 0) if rng.random() < 0.5 else view
 
 
 def sample_labels(maps_PxHxW: jax.Array, row_n: jax.Array, frames_n: Frame, grid: int) -> jax.Array:

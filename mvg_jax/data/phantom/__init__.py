@@ -1,19 +1,22 @@
 """PhantomVQA: procedural CT-like abdomens with questions, most of which provably need a tool."""
 
 from mvg_jax.data.phantom.expert import DECISIONS, THINKS, expert, mixture
+from mvg_jax.data.phantom.patterns import PATTERN_LABEL
 from mvg_jax.data.phantom.questions import CONTROLS, KINDS, all_questions
-from mvg_jax.data.phantom.scene import CLASSES
-from mvg_jax.data.phantom.source import PhantomSource, dense_labels
+from mvg_jax.data.phantom.scene import CLASSES, FINDINGS
+from mvg_jax.data.phantom.source import PhantomLessons, PhantomSource
 
 __all__ = [
     "CLASSES",
     "CONTROLS",
     "DECISIONS",
+    "FINDINGS",
     "KINDS",
+    "PATTERN_LABEL",
     "THINKS",
+    "PhantomLessons",
     "PhantomSource",
     "all_questions",
-    "dense_labels",
     "expert",
     "mixture",
 ]

@@ -29,7 +29,7 @@ from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
 from mvg_jax.data.task import Box
 from mvg_jax.tools.spec import ToolCall
 
-ZOOM_UNITS, GRID_UNITS = 160, 20
+ZOOM_UNITS, GRID_UNITS = 120, 20
 UNITS_PER_PX = 1000 / SIDE
 _STREAM = 0x7068616E  # keeps these draws apart from other users of the same seeds
 
@@ -80,12 +80,15 @@ def sample_kind(rng: np.random.Generator) -> str:
 
 def boxes(scene: Scene, kind: str) -> tuple[Box, ...]:
     """The lesions that a question of this kind is about; for `structure` also the cyst, if there is one."""
-    if kind == "window":
-        return (_box("vertebral lesion", scene.spine.x, scene.spine.y, scene.spine.rx, scene.spine.ry),)
+    found = finding_boxes(scene)
+    return tuple(box for box in found if (box.label == "vertebral lesion") == (kind == "window"))
+
+
+def finding_boxes(scene: Scene) -> tuple[Box, ...]:
+    """All findings of a scene: lesions, cyst, vertebral lesion."""
     found = tuple(_box("lesion", o.x, o.y, o.radius, o.radius) for o in scene.lesions)
-    if scene.cyst is not None:
-        found += (_box("cyst", scene.cyst.x, scene.cyst.y, scene.cyst.rx, scene.cyst.ry),)
-    return found
+    blobs = (("cyst", scene.cyst), ("vertebral lesion", scene.spine))
+    return found + tuple(_box(label, o.x, o.y, o.rx, o.ry) for label, o in blobs if o is not None)
 
 
 def zoom_box(x: float, y: float) -> list[int]:
@@ -101,6 +104,18 @@ def zoom_call(*at: list[int]) -> ToolCall:
 
 def bone_window_call() -> ToolCall:
     return ToolCall("window_level_tool", {"preset": "bone", "img_idx": 0})
+
+
+def crowd(rng: np.random.Generator, anatomy: Anatomy, bare: Scene) -> Scene:
+    """A patient with a finding almost wherever one can be: much to see in one image, for lessons in seeing."""
+    cyst = sample_cyst(rng, anatomy) if rng.random() < 0.25 else None
+    spine = rng.choice([None, *sample_spine(rng, anatomy).values()])
+    lesions = tuple(
+        sample_lesion(rng, anatomy, organ, str(rng.choice(ATTRIBUTES + COUNTS)))
+        for organ in ORGANS
+        if rng.random() < 0.8 and not (organ == "liver" and cyst)
+    )
+    return dataclasses.replace(bare, lesions=lesions, spine=spine, cyst=cyst, seed=int(rng.integers(2**31)))
 
 
 def _box(label: str, x: float, y: float, rx: float, ry: float) -> Box:

@@ -150,17 +150,23 @@ def expose(hu: np.ndarray, seed: int) -> np.ndarray:
     return hu.astype(np.uint16)
 
 
-def label_map(scene: Scene) -> np.ndarray:
-    """Class of every pixel [SIDE, SIDE] uint8, indices into `scene.CLASSES`; a lesion's whole disc takes its class."""
+def label_anatomy(scene: Scene) -> np.ndarray:
+    """Class of every pixel of the patient without findings [SIDE, SIDE] uint8, indices into `scene.CLASSES`."""
     labels = np.zeros((SIDE, SIDE), np.uint8)
-    for blob in (scene.body, *scene.organs, scene.cyst, scene.spine):
+    for blob in (scene.body, *scene.organs):
+        paint_label(labels, blob)
+    return labels
+
+
+def label_findings(labels: np.ndarray, scene: Scene) -> None:
+    """Writes the classes of a scene's findings into a class map in place; a lesion's whole disc takes its class."""
+    for blob in (scene.cyst, scene.spine):
         if blob is not None:
             paint_label(labels, blob)
     for lesion in scene.lesions:
         y, x = np.ogrid[:SIDE, :SIDE]
         inside = (y + 0.5 - lesion.y) ** 2 + (x + 0.5 - lesion.x) ** 2 < lesion.radius**2
         labels[inside] = LABEL[patterns.PATTERN_LABEL[lesion.pattern]]
-    return labels
 
 
 @functools.cache

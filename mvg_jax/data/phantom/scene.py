@@ -31,6 +31,7 @@ CLASSES = (
     "lytic",
     "sclerotic",
 )
+FINDINGS = CLASSES[CLASSES.index("cyst") :]  # what questions are about
 LABEL = {name: index for index, name in enumerate(CLASSES)}
 
 ORGANS = ("liver", "spleen", "left kidney", "right kidney")

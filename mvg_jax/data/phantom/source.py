@@ -1,17 +1,22 @@
 """PhantomVQA as a random-access source: index -> Task, a pure function of (split, index)."""
 
+import functools
+
 import numpy as np
 
 from mvg_jax.data.phantom import render
-from mvg_jax.data.phantom.cases import boxes, draw_case
+from mvg_jax.data.phantom.cases import boxes, crowd, draw_case, finding_boxes
 from mvg_jax.data.phantom.questions import OPTIONS
+from mvg_jax.data.phantom.scene import Anatomy, Scene, sample_anatomy
 from mvg_jax.data.phantom.views import DEFAULT_WINDOW
-from mvg_jax.data.task import NativeImage, Task
+from mvg_jax.data.task import LabelledImage, NativeImage, Task
 
 SPACING_MM = 0.7
 # First pair of each split. A split's pairs stay below the next one's.
 SPLITS = {"train": 0, "val": 10**6, "test": 2 * 10**6}
 PAIRS = 10**6
+LESSONS_OF_A_PATIENT = 4
+_LESSONS = 0x6C736E73  # keeps the lessons' draws apart from the tasks'
 
 
 class PhantomSource:
@@ -40,12 +45,11 @@ def make_task(split: str, index: int) -> Task:
     scene = case.variants[answer]
     hu = proof.clean.copy()
     render.add_findings(hu, scene, case.anatomy)
-    image = NativeImage(render.expose(hu, scene.seed), DEFAULT_WINDOW, 1.0, render.INTERCEPT, "HU", SPACING_MM)
     return Task(
         id=f"phantom/{split}/{index:08d}",
         dataset="phantom",
         kind=case.kind,
-        images=(image,),
+        images=(_image(render.expose(hu, scene.seed)),),
         question=case.question,
         answer=answer,
         options=OPTIONS[case.kind],
@@ -55,11 +59,42 @@ def make_task(split: str, index: int) -> Task:
     )
 
 
-def dense_labels(task: Task) -> np.ndarray:
-    """Class of every native pixel of a task's image, [512, 512] uint8, indices into CLASSES.
+class PhantomLessons:
+    """Labelled images crowded with findings, `size` of them: index -> LabelledImage, a function of the index alone.
 
-    A lesion's whole disc takes the class of its pattern.
+    Neighbours share a patient, which is what takes long to draw.
     """
-    _, split, index = task.id.split("/")
-    case, _ = draw_case(SPLITS[split] + int(index) // 2)
-    return render.label_map(case.variants[task.answer])
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        anatomy, bare, clean, labels = _patient(index // LESSONS_OF_A_PATIENT)
+        scene = crowd(_lesson_rng(1, index), anatomy, bare)
+        hu, labels = clean.copy(), labels.copy()
+        render.add_findings(hu, scene, anatomy)
+        render.label_findings(labels, scene)
+        image = _image(render.expose(hu, scene.seed))
+        return LabelledImage(f"phantom/lesson/{index:08d}", image, labels, finding_boxes(scene))
+
+
+@functools.lru_cache(maxsize=8)
+def _patient(number: int) -> tuple[Anatomy, Scene, np.ndarray, np.ndarray]:
+    """A patient without findings: anatomy, scene, noise-free HU, and labels."""
+    rng = _lesson_rng(0, number)
+    anatomy = sample_anatomy(rng)
+    bare = Scene(anatomy.body, anatomy.organs, anatomy.table_y, (), None, None, int(rng.integers(2**31)))
+    return anatomy, bare, render.render_anatomy(bare), render.label_anatomy(bare)
+
+
+def _lesson_rng(what: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((_LESSONS, what, number))))
+
+
+def _image(pixels: np.ndarray) -> NativeImage:
+    return NativeImage(pixels, DEFAULT_WINDOW, 1.0, render.INTERCEPT, "HU", SPACING_MM)

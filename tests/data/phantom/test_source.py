@@ -8,12 +8,13 @@ import pytest
 from mvg_jax.data.phantom import (
     CLASSES,
     CONTROLS,
+    FINDINGS,
     KINDS,
+    PhantomLessons,
     PhantomSource,
     all_questions,
     cases,
     certificate,
-    dense_labels,
     render,
 )
 from mvg_jax.data.phantom.patterns import PATTERN_LABEL
@@ -189,24 +190,56 @@ def test_lesions_lie_in_their_organs():
                 assert (lesion.x < SIDE / 2) == (IMAGE_SIDE[lesion.organ] == "left")
 
 
-def test_dense_labels_show_what_is_asked(tasks):
+def test_labels_show_what_is_asked():
     for kind in KINDS:
-        task = next(task for task in tasks if task.kind == kind)
-        labels = dense_labels(task)
-        assert labels.shape == (SIDE, SIDE)
-        assert labels.dtype == np.uint8
-        assert labels.max() < len(CLASSES)
-        at = [[(box.xyxy[k] + box.xyxy[k + 2]) / 2 * SIDE / 1000 for k in (1, 0)] for box in task.boxes]
-        seen = [CLASSES[labels[int(y), int(x)]] for y, x in at]
-        if kind in ("attribute", "count"):
-            assert seen == [PATTERN_LABEL[task.answer]]
-        elif kind == "window":
-            assert seen == [task.answer]
-        elif kind == "compare":
-            target = next(v for k, v in PATTERN_LABEL.items() if k in task.question)
-            assert [name == target for name in seen] == [task.answer == "left", task.answer == "right"]
-        elif kind == "structure":
-            assert ("cyst" in seen) == (task.answer == "yes")
+        case = next(case for case in draw_questions(200) if case.kind == kind)
+        for answer, scene in case.variants.items():
+            labels = render.label_anatomy(scene)
+            render.label_findings(labels, scene)
+            seen = [CLASSES[labels[at]] for at in centres(cases.boxes(scene, kind))]
+            if kind in ("attribute", "count"):
+                assert seen == [PATTERN_LABEL[answer]]
+            elif kind == "window":
+                assert seen == [answer]
+            elif kind == "compare":
+                target = next(v for k, v in PATTERN_LABEL.items() if k in case.question)
+                assert [name == target for name in seen] == [answer == "left", answer == "right"]
+            elif kind == "structure":
+                assert ("cyst" in seen) == (answer == "yes")
+
+
+def centres(boxes):
+    """(row, column) of the native pixel at each box's centre."""
+    return [tuple(int((box.xyxy[k] + box.xyxy[k + 2]) / 2 * SIDE / 1000) for k in (1, 0)) for box in boxes]
+
+
+def test_lessons_are_crowded_and_labelled():
+    source = PhantomLessons(40)
+    lessons = [source[i] for i in range(40)]
+    assert [x.id for x in lessons] == [f"phantom/lesson/{i:08d}" for i in range(40)]
+    seen = collections.Counter()
+    for lesson in lessons:
+        assert lesson.labels.shape == lesson.image.pixels.shape == (SIDE, SIDE)
+        assert lesson.labels.dtype == np.uint8
+        assert lesson.image.window == DEFAULT_WINDOW
+        kinds = [CLASSES[lesson.labels[at]] for at in centres(lesson.boxes)]
+        assert set(kinds) <= set(FINDINGS)
+        assert set(np.unique(lesson.labels)) & {LABEL[name] for name in FINDINGS} == {LABEL[name] for name in kinds}
+        seen.update(kinds)
+    assert set(seen) == set(FINDINGS)
+    assert sum(seen.values()) > 3 * len(lessons)
+
+
+def test_a_lesson_is_a_function_of_its_index():
+    again = PhantomLessons(40)
+    for i in (5, 3, 21):  # a patient's lessons in any order, after others
+        x, y = PhantomLessons(100)[i], again[i]
+        np.testing.assert_array_equal(x.image.pixels, y.image.pixels)
+        np.testing.assert_array_equal(x.labels, y.labels)
+        assert x.boxes == y.boxes
+    assert not np.array_equal(again[4].image.pixels, again[5].image.pixels)
+    with pytest.raises(IndexError):
+        again[40]
 
 
 def test_the_tools_see_what_the_certificate_says(tasks):
