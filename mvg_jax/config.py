@@ -123,6 +123,14 @@ class GRPO:
     optimizer: Optimizer = Optimizer()
     learner: Learner = Learner()
 
+    def __post_init__(self):
+        if self.ratio not in ("token", "sequence"):
+            raise RunError(f"config.grpo.ratio {self.ratio!r}: use 'token' or 'sequence'")
+        if self.advantage_scale not in ("std", "none"):
+            raise RunError(f"config.grpo.advantage_scale {self.advantage_scale!r}: use 'std' or 'none'")
+        if not (0 < self.clip_low < 1 and self.clip_high > 0 and self.kl >= 0):
+            raise RunError("config.grpo: 0 < clip_low < 1, clip_high > 0 and kl >= 0 are needed")
+
 
 @dataclasses.dataclass(frozen=True)
 class Eval:

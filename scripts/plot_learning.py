@@ -37,8 +37,9 @@ def main(arguments: list[str]) -> None:
         values = np.array([[record.get(key, np.nan) for record in run[:steps]] for run in runs])
         x = np.arange(1, steps + 1)
         axis.plot(x, values.T, color="tab:blue", alpha=0.25, linewidth=0.8)
-        mean = np.nanmean(values, axis=0)
-        smooth = np.convolve(np.pad(mean, 2, mode="edge"), np.ones(5) / 5, mode="valid")
+        known = ~np.isnan(values)  # a batch may hold no task of a kind
+        over_window = lambda y: np.convolve(y.sum(axis=0), np.ones(5), mode="same")
+        smooth = over_window(np.where(known, values, 0.0)) / np.maximum(over_window(known.astype(float)), 1.0)
         axis.plot(x, smooth, color="tab:blue", linewidth=2, label=f"training, sampled ({len(runs)} runs)")
         held_out = {"color": "tab:orange", "zorder": 3, "s": 18}
         axis.scatter([0] * len(ends), [end[before] for end in ends], label="held out", **held_out)

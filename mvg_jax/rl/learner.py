@@ -61,9 +61,8 @@ def make_batch(
     reward_B: np.ndarray,
     temperature_B: np.ndarray,
     shapes: LearnerShapes,
-    reference_BxL: np.ndarray | None = None,
 ) -> Batch:
-    """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row."""
+    """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row. The reference is the behaviour."""
     t, M = trajectories, shapes.microbatches
     P, G = len(t.prompts_PxL), t.group_size
     if P % M:
@@ -80,7 +79,6 @@ def make_batch(
     views = np.zeros((M, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
     micro, row, slot = np.nonzero(has_Mxbxn)
     views[micro, index[micro, row, slot]] = cut(t.views_BxNxSxSx3)[micro, row, slot]
-    reference = behaviour if reference_BxL is None else reference_BxL[:, :L]
     return Batch(
         cut(t.prompts_PxL),
         cut(t.prompt_length_P),
@@ -89,7 +87,7 @@ def make_batch(
         cut(t.positions_BxL[:, :L]),
         cut(t.loss_mask_BxL[:, :L]),
         cut(behaviour),
-        cut(reference),
+        cut(behaviour),
         views,
         index.astype(np.int32),
         reward_B.astype(np.float32).reshape(M, P // M, G),
