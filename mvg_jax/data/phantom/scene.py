@@ -237,11 +237,11 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def sample_lesion(rng: np.random.Generator, anatomy: Anatomy, organ: str, pattern: str) -> Lesion:
-    """Draws a lesion in `organ`: radius 11.5-14.5 px, 60-75 HU below the organ."""
+    """Draws a lesion in `organ`: radius 11.5-14.5 px, 90-110 HU below the organ."""
     x, y, rx, ry = ZONES[organ]
     t, r = rng.uniform(0, 2 * math.pi), math.sqrt(rng.uniform())
     px, py = anatomy.pose(x + rx * r * math.cos(t), y + ry * r * math.sin(t))
-    radius, contrast, angle = rng.uniform((11.5, 60, 0), (14.5, 75, 2 * math.pi))
+    radius, contrast, angle = rng.uniform((11.5, 90, 0), (14.5, 110, 2 * math.pi))
     return Lesion(organ, px, py, radius, contrast, pattern, angle, tuple(rng.uniform(-1, 1, 6)))
 
 
