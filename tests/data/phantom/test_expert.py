@@ -16,10 +16,10 @@ def tasks():
 
 
 def holds(call, boxes):
-    """Whether each box lies in one of the call's zoom boxes, with 4 px to spare."""
+    """Whether each box lies in one of the call's zoom boxes, with half a pixel to spare."""
     at = call.arguments["bbox_2d"]
     at = at if isinstance(at[0], list) else [at]
-    spare = 4 * 1000 / 512
+    spare = 0.5 * 1000 / 512
     inner = [(z[0] + spare, z[1] + spare, z[2] - spare, z[3] - spare) for z in at]
     boxes = [box.xyxy for box in boxes]
     return [any(z[0] <= b[0] and z[1] <= b[1] and b[2] <= z[2] and b[3] <= z[3] for z in inner) for b in boxes]
