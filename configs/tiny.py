@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.grpo.learner.microbatches = 1
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (80, 128), (128, 384)
 
-    c.grpo.steps = 60
+    c.grpo.steps = 80
     c.grpo.optimizer.learning_rate = 5e-4
     c.grpo.optimizer.warmup_steps = 3
     # The warm model can see; what it lacks is judgement.
