@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"
 
-    c.sft.steps, c.sft.right_first = 800, 400
+    c.sft.steps, c.sft.right_first = 1000, 500
     # One row a task: twins share their lesion's place, and places are what takes longest to learn.
     c.sft.prompts, c.sft.group = 64, 1
     # Guessing at once is the commonest, so that the warm model's own habit is to look once and guess.

@@ -85,8 +85,8 @@ def boxes(scene: Scene, kind: str) -> tuple[Box, ...]:
 
 
 def finding_boxes(scene: Scene) -> tuple[Box, ...]:
-    """All findings of a scene: lesions, cyst, vertebral lesion."""
-    found = tuple(_box("lesion", o.x, o.y, o.radius, o.radius) for o in scene.lesions)
+    """All findings of a scene: lesions (labelled with what is in them), cyst, vertebral lesion."""
+    found = tuple(_box(f"{o.pattern} lesion", o.x, o.y, o.radius, o.radius) for o in scene.lesions)
     blobs = (("cyst", scene.cyst), ("vertebral lesion", scene.spine))
     return found + tuple(_box(label, o.x, o.y, o.rx, o.ry) for label, o in blobs if o is not None)
 

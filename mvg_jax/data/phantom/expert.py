@@ -11,7 +11,7 @@ from mvg_jax.tools.spec import ToolCall
 
 DECISIONS = ("direct", "right", "wrong_tool", "off_target", "needless")
 
-# One sentence a situation, so that a small model learns them at once.
+# One sentence a situation, so that a small model learns them at once. Only who compares says what each view shows.
 ZOOM = "The lesion is too small. Zoom in."
 ZOOM_TWO = "Compare both lesions."
 BONE = "The bone is clipped. Use the bone window."
@@ -42,7 +42,9 @@ def expert(task: Task, rng: np.random.Generator, *, decision: str) -> tuple[Turn
             if call.name == "window_level_tool":
                 return (Turn(BONE, call), Turn(SEEN_NOW, task.answer))
             at = [_jittered(rng, box.xyxy) for box in task.boxes]
-            return (Turn(ZOOM if len(at) == 1 else ZOOM_TWO, zoom_call(*at)), Turn(SEEN_NOW, task.answer))
+            if len(at) == 1:
+                return (Turn(ZOOM, zoom_call(*at)), Turn(SEEN_NOW, task.answer))
+            return (Turn(ZOOM_TWO, zoom_call(*at)), Turn(_named(task), task.answer))
         case "wrong_tool":
             return (_wrong(task, rng), blind)
         case "off_target":
@@ -58,6 +60,11 @@ def mixture(task: Task, rng: np.random.Generator, weights: Mapping[str, float]) 
     usable = {k: w for k, w in weights.items() if k != "needless" or not task.needs_tool}
     p = np.array(list(usable.values()), float)
     return expert(task, rng, decision=list(usable)[rng.choice(len(p), p=p / p.sum())])
+
+
+def _named(task: Task) -> str:
+    """What each view shows, in order. Said aloud, a comparison is two readings and a look-up; in one step it is hardly learnt."""
+    return ", ".join(box.label.removesuffix(" lesion") for box in task.boxes)
 
 
 def _wrong(task: Task, rng: np.random.Generator) -> Turn:
