@@ -75,7 +75,7 @@ class Results:
 def _mean(values: np.ndarray) -> float | None:
     """The mean of the values that are not NaN, None if there are none."""
     there = values[~np.isnan(values.astype(np.float32))]
-    return float(there.mean()) if len(there) else None
+    return float(there.mean(dtype=np.float64)) if len(there) else None  # equal also after a way through JSON
 
 
 def evaluate(
