@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from mvg_jax.models import hf
+from mvg_jax.models import hf, hf_layout
 from mvg_jax.models.config import tiny
 from mvg_jax.models.internvl import InternVL
 
@@ -177,8 +177,8 @@ def test_each_parameter_is_placed_once_as_it_is_read(folder):
 def test_layouts_are_their_own_way_back():
     rng = np.random.default_rng(0)
     conv = rng.normal(size=(5, 3, 2, 2))
-    kernel = hf.PATCHES.to_ours(conv)
-    np.testing.assert_array_equal(hf.PATCHES.to_disk(kernel), conv)
+    kernel = hf_layout.PATCHES.to_ours(conv)
+    np.testing.assert_array_equal(hf_layout.PATCHES.to_disk(kernel), conv)
     # A patch [kh, kw, 3] flattened times the kernel is the convolution at that patch.
     patch = rng.normal(size=(2, 2, 3))
     np.testing.assert_allclose(patch.reshape(-1) @ kernel, np.einsum("hwc,dchw->d", patch, conv))
@@ -249,8 +249,17 @@ def test_tied_embeddings_have_no_head(folder):
         (None, "model_type", "blip", "model_type is 'blip'; supported: ['internvl']"),
         (None, "vision_feature_layer", -2, "vision_feature_layer is -2"),
         (None, "text_config", None, "lacks text_config"),
-        ("text_config", "model_type", "qwen3", "text_config.model_type is 'qwen3'"),
-        ("text_config", "use_sliding_window", True, "text_config.use_sliding_window is true"),
+        ("text_config", "model_type", "qwen3_moe", "text_config.model_type is 'qwen3_moe'"),
+        ("text_config", "use_sliding_window", True, "text_config.use_sliding_window is True"),
+        (
+            "text_config",
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            "layer_types holds ['sliding_attention']",
+        ),
+        ("text_config", "mlp_bias", True, "text_config.mlp_bias is True"),
+        ("text_config", "partial_rotary_factor", 0.5, "text_config.partial_rotary_factor is not 1"),
+        ("text_config", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling has rope_type 'linear'"),
         ("text_config", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "rope_type 'yarn'"),
         ("vision_config", "use_mask_token", True, "vision_config.use_mask_token is True"),
         ("vision_config", "norm_type", "group_norm", "vision_config.norm_type is 'group_norm'"),
