@@ -69,6 +69,11 @@ class ModelConfig:
         return int(grid * self.downsample_ratio) ** 2
 
     @property
+    def model_type(self) -> str:
+        """The family's name on disk."""
+        return "internvl"
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """(H, W) of the views handed to the model."""
         return self.vision.image_size, self.vision.image_size
@@ -123,6 +128,11 @@ class QwenVLConfig:
         unit = self.vision.patch_size * self.vision.spatial_merge_size
         if any(side < unit or side % unit for side in self.view_size):
             raise ValueError(f"view_size {self.view_size}: both sides must be multiples of {unit}")
+
+    @property
+    def model_type(self) -> str:
+        """The family's name on disk."""
+        return "qwen2_5_vl" if self.vision.gated else "qwen3_vl"
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the decoder positions that a view takes."""

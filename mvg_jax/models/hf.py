@@ -25,12 +25,13 @@ from flax import nnx
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.models.hf_internvl import INTERNVL
 from mvg_jax.models.hf_layout import Disk, Family, HFLayoutError, Path, disk_names
+from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL, QWEN3_VL
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 
-FAMILIES = {"internvl": INTERNVL}
+FAMILIES = {"internvl": INTERNVL, "qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def save(
     dtype = np.dtype(dtype)
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype {dtype}: one of {[str(known) for known in DTYPES.values()]}")
-    family = next(family for family in FAMILIES.values() if isinstance(model, family.model))
+    family = FAMILIES[model.config.model_type]
     flat = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     places = disk_names(family.names, {path: leaf.shape for path, leaf in flat.items()})
     shards, size = [[]], 0

@@ -42,15 +42,26 @@ def _patches_to_disk(kernel_WxD: np.ndarray) -> np.ndarray:
     return kernel_WxD.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
+def _films_to_ours(weight_Dx3x2xPxP: np.ndarray) -> np.ndarray:
+    return weight_Dx3x2xPxP.transpose(2, 3, 4, 1, 0).reshape(-1, weight_Dx3x2xPxP.shape[0])
+
+
+def _films_to_disk(kernel_WxD: np.ndarray) -> np.ndarray:
+    side = math.isqrt(kernel_WxD.shape[0] // (2 * 3))
+    return kernel_WxD.reshape(2, side, side, 3, -1).transpose(4, 3, 0, 1, 2)
+
+
 AS_IS = Layout(lambda x: x, lambda x: x)
 TRANSPOSED = Layout(np.transpose, np.transpose)
 PATCHES = Layout(_patches_to_ours, _patches_to_disk)
+FILMS = Layout(_films_to_ours, _films_to_disk)  # patches of two frames: all Qwen-VL have temporal_patch_size 2
 
 # A kind of module: our parameter -> (its name on disk, its layout). Which of them exist is the model's business.
 LINEAR = {"kernel": ("weight", TRANSPOSED), "bias": ("bias", AS_IS)}
 NORM = {"scale": ("weight", AS_IS), "bias": ("bias", AS_IS)}
 EMBEDDING = {"embedding": ("weight", AS_IS)}
 PATCH_EMBEDDING = {"kernel": ("weight", PATCHES), "bias": ("bias", AS_IS)}
+FILM_EMBEDDING = {"kernel": ("weight", FILMS), "bias": ("bias", AS_IS)}
 PARAMETER = {"": ("", AS_IS)}
 
 # Our module -> the same module on disk, with its kind; {i} is a layer.
@@ -144,7 +155,7 @@ class DecoderKind:
     """What a decoder's model_type says that its fields do not.
 
     attention_bias: of q, k and v; None: the field says it, for the output projection too. head_dim: when the field is
-    missing; None: hidden_size / num_attention_heads.
+    missing; None: hidden_size / num_attention_heads. mrope_section: likewise; None: the decoder has no M-RoPE.
     """
 
     attention_bias: bool | None
@@ -152,12 +163,23 @@ class DecoderKind:
     head_dim: int | None = None
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
+    mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
 
 
 DECODERS = {
     "qwen2": DecoderKind(attention_bias=True),
     "qwen3": DecoderKind(attention_bias=None, qk_norm=True, head_dim=128),
     "llama": DecoderKind(attention_bias=None),
+    "qwen2_5_vl_text": DecoderKind(attention_bias=True, rope_theta=1e6, rms_norm_eps=1e-5, mrope_section=(16, 24, 24)),
+    "qwen3_vl_text": DecoderKind(
+        attention_bias=None,
+        qk_norm=True,
+        head_dim=128,
+        rope_theta=5e5,
+        mrope_section=(24, 20, 20),
+        mrope_interleaved=True,
+    ),
 }
 
 
@@ -171,7 +193,7 @@ def read_decoder(text: Fields, model_type: str) -> TextConfig:
     layers = set(text.values.get("layer_types") or ()) - {"full_attention"}
     if layers:
         raise HFLayoutError(f"config.json: {text.where}layer_types holds {sorted(layers)}; supported: full_attention")
-    heads = text["num_attention_heads"]
+    head_dim = text.values.get("head_dim") or kind.head_dim or text["hidden_size"] // text["num_attention_heads"]
     said = kind.attention_bias is None
     return TextConfig(
         **{
@@ -181,11 +203,13 @@ def read_decoder(text: Fields, model_type: str) -> TextConfig:
                 "intermediate_size", "hidden_act", "rms_norm_eps",
             )
         },
-        head_dim=text.values.get("head_dim") or kind.head_dim or text["hidden_size"] // heads,
+        head_dim=head_dim,
         rope_theta=_rope_theta(text, kind.rope_theta),
         attention_bias=text["attention_bias"] if said else kind.attention_bias,
         output_bias=text["attention_bias"] if said else False,
         qk_norm=kind.qk_norm,
+        mrope_section=_mrope_section(text, kind, head_dim),
+        mrope_interleaved=kind.mrope_interleaved,
     )  # fmt: skip
 
 
@@ -198,7 +222,7 @@ def _rope_theta(text: Fields, default: float) -> float:
     scaling = text.values.get("rope_scaling") or {}
     for where, section in (("rope_parameters", rope), ("rope_scaling", scaling)):
         kind = section.get("rope_type", section.get("type", "default"))
-        if kind not in ("default", "dynamic"):
+        if kind not in ("default", "dynamic", "mrope"):
             raise HFLayoutError(f"config.json: {text.where}{where} has rope_type {kind!r}; supported: default, dynamic")
     for section in (rope, text.values):
         if section.get("partial_rotary_factor", 1.0) != 1.0:
@@ -206,10 +230,25 @@ def _rope_theta(text: Fields, default: float) -> float:
     return float(rope.get("rope_theta", text.values.get("rope_theta", default)))
 
 
+def _mrope_section(text: Fields, kind: DecoderKind, head_dim: int) -> tuple[int, int, int] | None:
+    rope = {**(text.values.get("rope_scaling") or {}), **(text.values.get("rope_parameters") or {})}
+    if kind.mrope_section is None:
+        if "mrope_section" in rope:
+            raise HFLayoutError(f"config.json: {text.where}rope_parameters has mrope_section; not supported here")
+        return None
+    section = tuple(rope.get("mrope_section", kind.mrope_section))
+    if len(section) != 3 or sum(section) != head_dim // 2:
+        raise HFLayoutError(
+            f"config.json: {text.where}rope_parameters has mrope_section {list(section)}; it must be three numbers that "
+            f"sum to half of head_dim {head_dim}"
+        )
+    return section
+
+
 def write_decoder(config: TextConfig, model_type: str, tied: bool, dtype: str) -> dict[str, Any]:
     """text_config for transformers 5 (rope_parameters), with the fields version 4 reads (rope_theta) beside them."""
     text = {"model_type": model_type, **dataclasses.asdict(config)}
-    for field in ("attention_bias", "output_bias", "qk_norm"):
+    for field in ("attention_bias", "output_bias", "qk_norm", "mrope_section", "mrope_interleaved"):
         del text[field]
     kind = DECODERS[model_type]
     if kind.attention_bias is None:
@@ -217,6 +256,11 @@ def write_decoder(config: TextConfig, model_type: str, tied: bool, dtype: str) -
     if kind.head_dim is None and config.head_dim * config.num_attention_heads == config.hidden_size:
         del text["head_dim"]
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.mrope_section is not None:
+        mrope = {"mrope_section": list(config.mrope_section)}
+        mrope |= {"mrope_interleaved": True} if config.mrope_interleaved else {}
+        text["rope_parameters"] |= mrope
+        text["rope_scaling"] = {"rope_type": "default", **mrope}
     return text | {"max_position_embeddings": 32768, "tie_word_embeddings": tied, "dtype": dtype}
 
 

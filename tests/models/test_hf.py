@@ -33,7 +33,7 @@ def folders(tmp_path_factory) -> dict[str, tuple[pathlib.Path, dict[str, np.ndar
     """Of each case the checkpoint folder and the golden."""
     made = {}
     for case in CASES:
-        made[case] = tmp_path_factory.mktemp(case), dict(np.load(ROOT / "tests" / "goldens" / f"internvl_{case}.npz"))
+        made[case] = tmp_path_factory.mktemp(case), dict(np.load(ROOT / "tests" / "goldens" / f"{case}.npz"))
         make_goldens.write_folder(*made[case])
     return made
 
