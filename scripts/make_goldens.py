@@ -68,11 +68,11 @@ CASES = {
         "top": {"tie_word_embeddings": True},
     },
     "qwen2_5_vl_tied": {
-        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "hidden_size": 32,
                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
         "vision": {"depth": 3, "fullatt_block_indexes": [1], "patch_size": 4, "window_size": 16},
         "top": {"tie_word_embeddings": True},
-        "sizes": [(32, 32), (24, 40), (32, 32)],
+        "sizes": [(24, 40), (32, 32), (8, 24)],
     },
     "qwen2_5_vl_untied": {
         "text": {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 64, "num_hidden_layers": 3,
@@ -90,11 +90,11 @@ CASES = {
         "sizes": [(32, 48), (32, 48), (48, 32)],
     },
     "qwen3_vl_tied": {
-        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32, "head_dim": 16,
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "hidden_size": 32, "head_dim": 16,
                  "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}},
         "vision": {"depth": 3, "deepstack_visual_indexes": [0, 2], "patch_size": 4, "num_position_embeddings": 25},
         "top": {"tie_word_embeddings": True},
-        "sizes": [(32, 32), (24, 40), (32, 32)],
+        "sizes": [(24, 40), (32, 32), (8, 24)],
     },
     "qwen3_vl_untied": {
         "text": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 40, "head_dim": 8,
@@ -132,7 +132,7 @@ def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     noise = rng.standard_normal(shape, dtype=np.float32)
     if name.endswith("embed_tokens.weight"):
-        return 0.3 * noise  # small, or a tied head repeats its input
+        return 0.1 * noise  # small, or a tied head repeats its input
     if len(shape) == 1:
         scales = any(part in name for part in ("norm", "lambda")) and name.endswith(("weight", "lambda_1", "lambda_2"))
         return (1.0 if scales else 0.0) + 0.2 * noise
