@@ -83,7 +83,14 @@ class Experiment:
                 f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
                 f"raise config.rollout.encode_batches {r.encode_batches}"
             )
-        return World(self.protocol, self.limits, shapes, self.view_size, (data.image_height, data.image_width))
+        return World(
+            self.protocol,
+            self.limits,
+            shapes,
+            self.view_size,
+            (data.image_height, data.image_width),
+            self.model.position_grids,
+        )
 
     def engine(self, world: World) -> Engine:
         return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V)

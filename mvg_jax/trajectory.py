@@ -15,6 +15,8 @@ import dataclasses
 
 import numpy as np
 
+from mvg_jax.positions import token_positions
+
 PAD, MODEL, ENVIRONMENT = 0, 1, 2
 
 
@@ -29,6 +31,7 @@ class Trajectories:
     prompts_PxL int32, prompt_length_P int32, prompt_views_PxNxSxSx3 uint8: what the group shares.
     tokens_BxL int32, origin_BxL int8 (PAD | MODEL | ENVIRONMENT), turn_BxL int8, logprob_BxL float32 (0 but for MODEL),
     length_B int32, views_BxNxSxSx3 uint8, view_count_B int32: each row's suffix and the views in it.
+    position_grids: of a model with M-RoPE, the grid of its views [1, 1, 2]; see `token_positions`.
     """
 
     image_token_id: int
@@ -43,6 +46,7 @@ class Trajectories:
     length_B: np.ndarray
     views_BxNxSxSx3: np.ndarray
     view_count_B: np.ndarray
+    position_grids: np.ndarray | None = None
 
     def __post_init__(self):
         P, B, L = len(self.prompts_PxL), *self.tokens_BxL.shape
@@ -81,9 +85,11 @@ class Trajectories:
 
     @property
     def positions_BxL(self) -> np.ndarray:
-        """Rotary positions of the suffix tokens: they go on where the row's own prompt ends."""
-        start_B = np.repeat(self.prompt_length_P, self.group_size)
-        return (start_B[:, None] + np.arange(self.tokens_BxL.shape[1])[None]).astype(np.int32)
+        """Rotary positions [B, L] or [B, L, 3] of the suffix tokens: they go on where the row's own prompt ends."""
+        rule = self.image_token_id, self.position_grids
+        _, next_P = token_positions(self.prompts_PxL, self.prompt_length_P, np.zeros_like(self.prompt_length_P), *rule)
+        start_B = np.repeat(next_P, self.group_size)
+        return token_positions(self.tokens_BxL, self.length_B, start_B, *rule)[0].astype(np.int32)
 
     @property
     def image_slot_BxL(self) -> np.ndarray:
@@ -123,9 +129,11 @@ class Ledger:
         views: int,
         image_token_id: int,
         tokens_per_image: int,
+        position_grids: np.ndarray | None = None,
     ):
         self._prompts = (prompts_PxL, prompt_length_P, prompt_views_PxNxSxSx3)
         self._image_token_id, self._tokens_per_image = image_token_id, tokens_per_image
+        self._position_grids = position_grids
         self._tokens = np.zeros((rows, length), np.int32)
         self._origin = np.zeros((rows, length), np.int8)
         self._turn = np.zeros((rows, length), np.int8)
@@ -171,4 +179,5 @@ class Ledger:
             self.length_B,
             self._views,
             self.view_count_B,
+            self._position_grids,
         )

@@ -1,4 +1,4 @@
-"""Makes and checks the goldens of the model: what transformers and torch compute for tiny InternVL checkpoints.
+"""Makes and checks the goldens of the model: what transformers and torch compute for tiny checkpoints of every family.
 
     PYTHONPATH=. python scripts/make_goldens.py            writes tests/goldens/*.npz (needs torch and transformers)
     PYTHONPATH=. python scripts/make_goldens.py --check    recomputes them and compares with mvg_jax (needs jax too)
@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 from absl import app, flags
 
+ONLY = flags.DEFINE_string("only", "", "Part of the names of the cases to run; empty: all.")
 CHECK = flags.DEFINE_bool("check", False, "Compare with the stored goldens instead of writing them.")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,32 +25,106 @@ GOLDENS = ROOT / "tests" / "goldens"
 NEW_TOKENS = 32
 VOCAB, IMAGE_TOKEN = 96, 90
 
-# Between them: tied and untied heads, Qwen2 and Llama text, three ratios of heads to kv heads, own head_dim, every
-# activation, both norms, query/key norms, biases on and off, with and without the last vision norm.
+# Of InternVL, between them: tied and untied heads, Qwen2, Qwen3 and Llama decoders, four ratios of heads to kv heads, own
+# head_dim, every activation, both norms, query/key norms, biases on and off, with and without the last vision norm.
+# Of Qwen-VL: tied and untied heads, ratios of heads to kv heads, grids that the window divides and does not, layers with
+# windows and without, one to three DeepStack layers, position tables larger and smaller than the grids.
+INTERNVL, QWEN2_5, QWEN3 = "internvl", "qwen2_5_vl", "qwen3_vl"
 CASES = {
-    "tied_relu": {
+    "internvl_tied_relu": {
         "text": {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "relu"},
         "vision": {"hidden_act": "relu", "attention_bias": True},
         "top": {"projector_hidden_act": "relu", "tie_word_embeddings": True},
     },
-    "untied_silu_qknorm": {
+    "internvl_untied_silu_qknorm": {
         "text": {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 1, "hidden_act": "silu",
                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
         "vision": {"hidden_act": "gelu", "attention_bias": False, "use_qk_norm": True, "norm_type": "rms_norm"},
         "top": {"projector_hidden_act": "gelu", "tie_word_embeddings": False},
     },
-    "llama_tanh": {
+    "internvl_llama_tanh": {
         "text": {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16,
                  "hidden_act": "gelu_pytorch_tanh"},
         "vision": {"hidden_act": "gelu_pytorch_tanh", "attention_bias": True, "use_mean_pooling": False,
                    "patch_size": 4},
         "top": {"projector_hidden_act": "silu", "tie_word_embeddings": False},
     },
+    "internvl_llama_biased": {
+        "text": {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8,
+                 "attention_bias": True},
+        "vision": {"attention_bias": True},
+        "top": {"tie_word_embeddings": True},
+    },
+    "internvl_qwen3": {
+        "text": {"model_type": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        "vision": {"attention_bias": True},
+        "top": {"tie_word_embeddings": False},
+    },
+    "internvl_qwen3_biased": {
+        "text": {"model_type": "qwen3", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8,
+                 "attention_bias": True},
+        "vision": {"attention_bias": True},
+        "top": {"tie_word_embeddings": True},
+    },
+    "qwen2_5_vl_tied": {
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "hidden_size": 32,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
+        "vision": {"depth": 3, "fullatt_block_indexes": [1], "patch_size": 4, "window_size": 16},
+        "top": {"tie_word_embeddings": True},
+        "sizes": [(24, 40), (32, 32), (8, 24)],
+    },
+    "qwen2_5_vl_untied": {
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 64, "num_hidden_layers": 3,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+        "vision": {"depth": 4, "fullatt_block_indexes": [0, 3], "patch_size": 2, "window_size": 16},
+        "top": {"tie_word_embeddings": False},
+        "sizes": [(20, 28), (36, 16), (4, 4)],
+    },
+    "qwen2_5_vl_all_heads": {
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 32, "hidden_act": "relu",
+                 "rms_norm_eps": 1e-5,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}},
+        "vision": {"depth": 2, "fullatt_block_indexes": [], "patch_size": 4, "window_size": 24, "hidden_act": "relu"},
+        "top": {"tie_word_embeddings": False},
+        "sizes": [(32, 48), (32, 48), (48, 32)],
+    },
+    "qwen3_vl_tied": {
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "hidden_size": 32, "head_dim": 16,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}},
+        "vision": {"depth": 3, "deepstack_visual_indexes": [0, 2], "patch_size": 4, "num_position_embeddings": 25},
+        "top": {"tie_word_embeddings": True},
+        "sizes": [(24, 40), (32, 32), (8, 24)],
+    },
+    "qwen3_vl_untied": {
+        "text": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 40, "head_dim": 8,
+                 "num_hidden_layers": 3, "attention_bias": True,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+        "vision": {"depth": 4, "deepstack_visual_indexes": [0, 1, 2], "patch_size": 4, "num_position_embeddings": 144},
+        "top": {"tie_word_embeddings": False},
+        "sizes": [(8, 40), (48, 16), (24, 24)],
+    },
+    "qwen3_vl_one_deep": {
+        "text": {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32, "head_dim": 16,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}},
+        "vision": {"depth": 2, "deepstack_visual_indexes": [1], "patch_size": 4, "num_position_embeddings": 16,
+                   "hidden_act": "gelu"},
+        "top": {"tie_word_embeddings": False},
+        "sizes": [(16, 24), (16, 24), (8, 8)],
+    },
 }  # fmt: skip
 TEXT = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "bos_token_id": None,
         "eos_token_id": None, "pad_token_id": None}  # fmt: skip
 VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40,
           "image_size": 32, "patch_size": 8}  # fmt: skip
+QWEN_VISION = {"hidden_size": 24, "num_heads": 2, "intermediate_size": 40}
+QWEN_TOP = {"image_token_id": IMAGE_TOKEN, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+ROWS = {"0": (0, 1, 2), "1": (1,)}  # the images of each prompt
+
+
+def family(name: str) -> str:
+    return next(family for family in (INTERNVL, QWEN2_5, QWEN3) if name.startswith(family))
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -57,7 +132,7 @@ def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     noise = rng.standard_normal(shape, dtype=np.float32)
     if name.endswith("embed_tokens.weight"):
-        return 0.3 * noise  # small, or a tied head repeats its input
+        return 0.1 * noise  # small, or a tied head repeats its input
     if len(shape) == 1:
         scales = any(part in name for part in ("norm", "lambda")) and name.endswith(("weight", "lambda_1", "lambda_2"))
         return (1.0 if scales else 0.0) + 0.2 * noise
@@ -75,117 +150,168 @@ def write_folder(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> None
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def inputs(tokens_per_image: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Views [3, 32, 32, 3] uint8 and two prompts: one with the first two views, one with the third."""
+def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3]: a smooth picture with some noise; pure noise averages out in the features."""
+    y, x = np.meshgrid(np.linspace(0, 2 * np.pi, height), np.linspace(0, 2 * np.pi, width), indexing="ij")
+    waves = np.sin(np.einsum("ca,axy->xyc", rng.uniform(0.3, 3, (3, 2)), np.stack([y, x])))
+    return (127 + 100 * waves + rng.normal(0, 15, waves.shape)).clip(0, 255).astype(np.uint8)
+
+
+def inputs(sizes: list[tuple[int, int]], tokens_per_image: list[int]) -> dict[str, np.ndarray]:
+    """The three views, and two prompts: text before and between their images."""
     rng = np.random.default_rng(0)
-    # Smooth pictures with some noise: pure noise averages out in the features.
-    grid = np.linspace(0, 2 * np.pi, 32)
-    waves = np.sin(np.einsum("nca,axy->nxyc", rng.uniform(0.3, 3, (3, 3, 2)), np.stack(np.meshgrid(grid, grid))))
-    views = (127 + 100 * waves + rng.normal(0, 15, waves.shape)).clip(0, 255).astype(np.uint8)
-    image = np.full(tokens_per_image, IMAGE_TOKEN)
-    words = rng.integers(0, 80, (5, 6))
-    two, one = (words[0], image, words[1], image, words[2]), (words[3], image, words[4])
-    return views, [np.concatenate(two), np.concatenate(one)]
+    made = {f"view_{i}": picture(rng, *size) for i, size in enumerate(sizes)}
+    words = rng.integers(0, 80, (6, 6))
+    for name, images in ROWS.items():
+        pieces = []
+        for i in images:
+            pieces += [words[i][: 3 + i], np.full(tokens_per_image[i], IMAGE_TOKEN)]
+        made[f"prompt_{name}"] = np.concatenate([*pieces, words[3 + int(name)]])
+    return made
 
 
-def build(case: dict, directory: pathlib.Path) -> dict[str, np.ndarray]:
+def build(name: str, directory: pathlib.Path) -> dict[str, np.ndarray]:
     """Config, names and shapes as transformers writes them, and the inputs."""
     import transformers
 
-    text = transformers.AutoConfig.for_model(**{**TEXT, **case["text"]})
-    vision = transformers.models.internvl.InternVLVisionConfig(**{**VISION, **case["vision"]})
-    tokens_per_image = (vision.image_size[0] // vision.patch_size[0] // 2) ** 2
-    config = transformers.InternVLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN, image_seq_length=tokens_per_image,
-        **case["top"],
-    )  # fmt: skip
-    transformers.InternVLForConditionalGeneration(config).save_pretrained(directory)
-    side = vision.image_size[0]
-    transformers.GotOcr2ImageProcessorPil(
-        size={"height": side, "width": side}, crop_to_patches=False, image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(directory)  # fmt: skip
+    case = CASES[name]
+    if family(name) == INTERNVL:
+        text = transformers.AutoConfig.for_model(**{**TEXT, **case["text"]})
+        vision = transformers.models.internvl.InternVLVisionConfig(**{**VISION, **case["vision"]})
+        side, patch = vision.image_size[0], vision.patch_size[0]
+        sizes, tokens_per_image = [(side, side)] * 3, [(side // patch // 2) ** 2] * 3
+        config = transformers.InternVLConfig(
+            text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN, image_seq_length=tokens_per_image[0],
+            **case["top"],
+        )  # fmt: skip
+        model = transformers.InternVLForConditionalGeneration(config)
+        processor = transformers.GotOcr2ImageProcessorPil(
+            size={"height": side, "width": side}, crop_to_patches=False, image_mean=MEAN, image_std=STD
+        )
+    else:
+        kind = {QWEN2_5: transformers.Qwen2_5_VLConfig, QWEN3: transformers.Qwen3VLConfig}[family(name)]
+        text = {**TEXT, **case["text"]}
+        vision = {**QWEN_VISION, **case["vision"], "out_hidden_size": text["hidden_size"]}
+        config = kind(text_config=text, vision_config=vision, **QWEN_TOP, **case["top"])
+        model = getattr(transformers, kind.__name__.replace("Config", "ForConditionalGeneration"))(config)
+        patch, sizes = vision["patch_size"], case["sizes"]
+        tokens_per_image = [height // (2 * patch) * (width // (2 * patch)) for height, width in sizes]
+        processor = transformers.Qwen2VLImageProcessorPil(
+            size={"shortest_edge": 4, "longest_edge": 10**6}, patch_size=patch, image_mean=MEAN, image_std=STD
+        )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
     with safetensors.safe_open(directory / "model.safetensors", framework="np") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
-    views, prompts = inputs(tokens_per_image)
     return {
         "config.json": np.array((directory / "config.json").read_text()),
         "preprocessor_config.json": np.array((directory / "preprocessor_config.json").read_text()),
         "tensors": np.array(json.dumps(shapes)),
-        "views": views,
-        "prompt_0": prompts[0],
-        "prompt_1": prompts[1],
+        **inputs(sizes, tokens_per_image),
     }
 
 
-def reference(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By transformers: features after the projector [3, E, D]; for each prompt logits [L, V] and 32 greedy tokens."""
+def reference(name: str, directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By transformers: for each prompt the features of its images [tokens, W], positions, logits [L, V], greedy tokens."""
     import torch
     import transformers
     from PIL import Image
 
-    model, info = transformers.InternVLForConditionalGeneration.from_pretrained(
+    kind = {
+        INTERNVL: (transformers.InternVLForConditionalGeneration, transformers.GotOcr2ImageProcessorPil),
+        QWEN2_5: (transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
+        QWEN3: (transformers.Qwen3VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
+    }[family(name)]
+    model, info = kind[0].from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise ValueError(f"transformers does not load the folder cleanly: {info}")
-    processor = transformers.GotOcr2ImageProcessorPil.from_pretrained(directory)
-    pixels = processor([Image.fromarray(view) for view in golden["views"]], return_tensors="pt")["pixel_values"]
+    processor = kind[1].from_pretrained(directory)
+    # What this folder was made for is kept from resizing: the views have the size that they are to have.
+    resize = {} if family(name) == INTERNVL else {"do_resize": False}
     out = {}
     with torch.no_grad():
-        out["features"] = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output.numpy()
-        for name, views in (("0", slice(0, 2)), ("1", slice(2, 3))):
-            tokens = torch.tensor(golden[f"prompt_{name}"])[None]
+        for row, images in ROWS.items():
+            pixels = processor([Image.fromarray(golden[f"view_{i}"]) for i in images], return_tensors="pt", **resize)
+            images = {field: pixels[field] for field in ("pixel_values", "image_grid_thw") if field in pixels}
+            found = model.get_image_features(**images, return_dict=True)
+            tokens = torch.tensor(golden[f"prompt_{row}"])[None]
             length = tokens.shape[1]
+            if family(name) == INTERNVL:
+                features = [found.pooler_output.flatten(0, 1)]
+            else:
+                features = [torch.cat(found.pooler_output), *map(torch.cat, getattr(found, "deepstack_features", []))]
+                positions, _ = model.model.get_rope_index(
+                    tokens, mm_token_type_ids=(tokens == IMAGE_TOKEN).int(), image_grid_thw=images["image_grid_thw"]
+                )
+                out[f"positions_{row}"] = positions[:, 0].T.numpy().astype(np.int32)
+            out[f"features_{row}"] = torch.cat(features, dim=-1).numpy()
             for _ in range(NEW_TOKENS):
-                logits = model(input_ids=tokens, pixel_values=pixels[views], use_cache=False).logits
+                kinds = {} if family(name) == INTERNVL else {"mm_token_type_ids": (tokens == IMAGE_TOKEN).int()}
+                logits = model(input_ids=tokens, use_cache=False, **images, **kinds).logits
                 if tokens.shape[1] == length:
-                    out[f"logits_{name}"] = logits[0].numpy().copy()
+                    out[f"logits_{row}"] = logits[0].numpy().copy()
                 logits[..., IMAGE_TOKEN] = -torch.inf  # no image comes with a sampled placeholder
                 tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-            out[f"greedy_{name}"] = tokens[0, length:].numpy()
+            out[f"greedy_{row}"] = tokens[0, length:].numpy().astype(np.int32)
     return out
 
 
 def ours(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same from mvg_jax: logits and the most likely next token at every position of prompt + greedy tokens."""
+    """The same from mvg_jax: the most likely next token at every position of prompt + greedy tokens."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from mvg_jax.models import hf
+    from mvg_jax.positions import token_positions
 
-    # Both prompts in one batch, padded on the right, where a causal model does not look.
-    rows = [np.concatenate([golden[f"prompt_{name}"], golden[f"greedy_{name}"]]) for name in "01"]
-    tokens = np.zeros((2, max(map(len, rows))), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    graph, state = nnx.split(hf.load(directory, jnp.float32))
+    model = hf.load(directory, jnp.float32)
+    graph, state = nnx.split(model)
+    encode = jax.jit(lambda state, views: nnx.merge(graph, state).encode_images(views))
 
     @jax.jit
-    def forward(state, views, tokens):
+    def forward(state, tokens, positions, features):
         model = nnx.merge(graph, state)
-        features = model.encode_images(views)
-        per_row = features[jnp.array([[0, 1], [2, 2]])]  # the second prompt has one image
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return features, model.logits(model.decode(model.embed(tokens, per_row), positions)[0])
+        return model.logits(model.decode(model.embed(tokens, features), positions)[0])
 
+    out = {}
+    rows = {row: np.concatenate([golden[f"prompt_{row}"], golden[f"greedy_{row}"]])[None] for row in ROWS}
+    # Both prompts have the same shapes: padded on the right, where a causal model does not look.
+    length = max(tokens.shape[1] for tokens in rows.values())
+    features = {}
     with jax.default_matmul_precision("highest"):
-        features, logits = jax.device_get(forward(state, golden["views"], tokens))
-    out = {"features": features}
-    for name, row in zip("01", logits, strict=True):
-        start, length = len(golden[f"prompt_{name}"]), len(golden[f"prompt_{name}"]) + NEW_TOKENS
-        out[f"logits_{name}"] = row[:start].copy()
-        allowed = np.delete(row[start - 1 : length - 1], IMAGE_TOKEN, axis=-1).argmax(-1)
-        out[f"greedy_{name}"] = allowed + (allowed >= IMAGE_TOKEN)
+        for row, images in ROWS.items():
+            views = [golden[f"view_{i}"] for i in images]
+            features[row] = np.concatenate([np.asarray(encode(state, view[None])[0]) for view in views])
+        most = max(map(len, features.values()))
+        for row, images in ROWS.items():
+            start, end = len(golden[f"prompt_{row}"]), rows[row].shape[1]
+            tokens = np.pad(rows[row], ((0, 0), (0, length - end)))
+            grids = None
+            if model.config.position_grids is not None:
+                grids = np.array([[model.config.grid(*golden[f"view_{i}"].shape[:2]) for i in images]])
+            positions, _ = token_positions(tokens, np.array([end]), np.array([0]), IMAGE_TOKEN, grids)
+            padded = np.pad(features[row], ((0, most - len(features[row])), (0, 0)))
+            logits = np.asarray(forward(state, tokens, positions, padded[None, None])[0])
+            out[f"features_{row}"] = features[row]
+            if grids is not None:
+                out[f"positions_{row}"] = positions[0, :start]
+            out[f"logits_{row}"] = logits[:start].copy()
+            allowed = np.delete(logits[start - 1 : end - 1], IMAGE_TOKEN, axis=-1).argmax(-1)
+            out[f"greedy_{row}"] = allowed + (allowed >= IMAGE_TOKEN)
     return out
 
 
+EXACT = ("greedy", "positions")
+
+
 def differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """Per output: max |difference| relative to the largest value; for tokens the number that differ."""
+    """Per output: max |difference| relative to the largest value; for tokens and positions the number that differ."""
     result = {}
     for name, value in found.items():
-        if name.startswith("greedy"):
+        if name.startswith(EXACT):
             result[name] = float((value != expected[name]).sum())
         else:
             result[name] = float(np.abs(value - expected[name]).max() / np.abs(expected[name]).max())
@@ -194,26 +320,28 @@ def differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 def main(_):
     failed = False
-    for name, case in CASES.items():
+    for name in CASES:
+        if ONLY.value not in name:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             directory = pathlib.Path(folder)
-            golden = build(case, directory)
+            golden = build(name, directory)
             write_folder(directory, golden)
-            golden |= reference(directory, golden)
+            golden |= reference(name, directory, golden)
             different = [len(set(golden[f"greedy_{i}"].tolist())) for i in (0, 1)]
             if not CHECK.value:
-                np.savez_compressed(GOLDENS / f"internvl_{name}.npz", **golden)
+                np.savez_compressed(GOLDENS / f"{name}.npz", **golden)
                 largest = np.abs(golden["logits_0"]).max()
                 print(f"{name}: written, {different} different greedy tokens, largest logit {largest:.2f}")
                 continue
-            stored = np.load(GOLDENS / f"internvl_{name}.npz")
+            stored = np.load(GOLDENS / f"{name}.npz")
             rows = {
-                "stored": differences(reference(directory, golden), stored),
+                "stored": differences(reference(name, directory, golden), stored),
                 "mvg_jax": differences(ours(directory, golden), golden),
-                "saved by mvg_jax": differences(reference(_saved_again(directory), golden), golden),
+                "saved by mvg_jax": differences(reference(name, _saved_again(directory), golden), golden),
             }
             for what, row in rows.items():
-                failed |= any(value > (0 if key.startswith("greedy") else 1e-4) for key, value in row.items())
+                failed |= any(value > (0 if key.startswith(EXACT) else 1e-4) for key, value in row.items())
                 print(f"{name}, {what}: " + "  ".join(f"{key} {value:.1e}" for key, value in row.items()))
     if failed:
         raise SystemExit("the outputs differ")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -24,7 +26,11 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A Qwen2-type decoder: pre-norm, RoPE, grouped-query attention, gated MLP."""
+    """A decoder with pre-norm, RoPE, grouped-query attention and gated MLP: Qwen2, Qwen3, Llama and their kin.
+
+    attention_bias, output_bias: of the q, k, v and of the o projection. qk_norm: RMSNorm over each head of q and k.
+    mrope_section: M-RoPE, how many of the C/2 angles turn with time, height and width; interleaved: their order.
+    """
 
     vocab_size: int = 151674
     hidden_size: int = 3584
@@ -37,6 +43,10 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
     attention_bias: bool = True
+    output_bias: bool = False
+    qk_norm: bool = False
+    mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +67,88 @@ class ModelConfig:
         """E: decoder positions one view takes after pixel shuffle."""
         grid = self.vision.image_size // self.vision.patch_size
         return int(grid * self.downsample_ratio) ** 2
+
+    @property
+    def model_type(self) -> str:
+        """The family's name on disk."""
+        return "internvl"
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """(H, W) of the views handed to the model."""
+        return self.vision.image_size, self.vision.image_size
+
+    @property
+    def position_grids(self) -> None:
+        """Image placeholders count like text; see `token_positions`."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVisionConfig:
+    """A ViT over views of any grid, with 2-D rotary positions and a merger of spatial_merge_size^2 patches a token.
+
+    gated: Qwen2.5-VL (RMSNorm, gated MLP, no bias of the patch embedding), else Qwen3-VL (LayerNorm, plain MLP).
+    window_size: pixels a side that layers outside of fullatt_block_indexes attend within; None: all layers see all.
+    num_position_embeddings: learned, a square grid to be interpolated; None: there are none.
+    deepstack_visual_indexes: layers after which further features are taken for the first layers of the decoder.
+    """
+
+    depth: int = 32
+    hidden_size: int = 1280
+    num_heads: int = 16
+    intermediate_size: int = 3420
+    hidden_act: str = "silu"
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    gated: bool = True
+    window_size: int | None = 112
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    num_position_embeddings: int | None = None
+    deepstack_visual_indexes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVLConfig:
+    """Qwen2.5-VL or Qwen3-VL: vision tower -> merger -> decoder with M-RoPE. view_size: (H, W) of the views."""
+
+    vision: QwenVisionConfig
+    text: TextConfig
+    tie_word_embeddings: bool = False
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    view_size: tuple[int, int] = (448, 448)
+
+    def __post_init__(self):
+        unit = self.vision.patch_size * self.vision.spatial_merge_size
+        if any(side < unit or side % unit for side in self.view_size):
+            raise ValueError(f"view_size {self.view_size}: both sides must be multiples of {unit}")
+
+    @property
+    def model_type(self) -> str:
+        """The family's name on disk."""
+        return "qwen2_5_vl" if self.vision.gated else "qwen3_vl"
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the decoder positions that a view takes."""
+        unit = self.vision.patch_size * self.vision.spatial_merge_size
+        return height // unit, width // unit
+
+    @property
+    def tokens_per_image(self) -> int:
+        """E: decoder positions one view takes."""
+        rows, columns = self.grid(*self.view_size)
+        return rows * columns
+
+    @property
+    def position_grids(self) -> np.ndarray:
+        """[1, 1, 2]: the grid of every view; see `token_positions`."""
+        return np.array([[self.grid(*self.view_size)]], np.int32)
 
 
 def tiny(vocab_size: int, image_token_id: int) -> ModelConfig:

@@ -19,6 +19,7 @@ from mvg_jax.models.layers import (
     ACTIVATIONS,
     apply_rope,
     merge_attention,
+    mrope_axes,
     partial_attention,
     prefix_attention,
     rope_tables,
@@ -64,14 +65,19 @@ class Attention(nnx.Module):
         self.q_proj = nnx.Linear(D, H * C, use_bias=config.attention_bias, rngs=rngs)
         self.k_proj = nnx.Linear(D, K * C, use_bias=config.attention_bias, rngs=rngs)
         self.v_proj = nnx.Linear(D, K * C, use_bias=config.attention_bias, rngs=rngs)
-        self.o_proj = nnx.Linear(H * C, D, use_bias=False, rngs=rngs)
+        self.o_proj = nnx.Linear(H * C, D, use_bias=config.output_bias, rngs=rngs)
+        self.q_norm = nnx.RMSNorm(C, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None
+        self.k_norm = nnx.RMSNorm(C, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None
 
     def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT):
         """prefix: (keys, values, length) of this layer or None. cache: (keys, values) or None. -> (out, keys, values)."""
         B, T, _ = x_BxTxD.shape
         H, K, C = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
-        q = apply_rope(self.q_proj(x_BxTxD).reshape(B, T, H, C), sin, cos)
-        k = apply_rope(self.k_proj(x_BxTxD).reshape(B, T, K, C), sin, cos)
+        q = self.q_proj(x_BxTxD).reshape(B, T, H, C)
+        k = self.k_proj(x_BxTxD).reshape(B, T, K, C)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, sin, cos), apply_rope(k, sin, cos)
         v = self.v_proj(x_BxTxD).reshape(B, T, K, C)
         if cache is None:
             mask_BxTxS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
@@ -115,8 +121,8 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x_BxTxD: jax.Array,
-        positions_BxT: jax.Array,
+        x_BxTxW: jax.Array,
+        positions: jax.Array,
         *,
         prefix: Prefix | None = None,
         cache: Suffix | None = None,
@@ -124,13 +130,17 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Suffix]:
         """Runs the layers over new embeddings.
 
-        positions_BxT: int32 rotary positions. count_B: how many of the T tokens of each row are real (the rest are
-        padding on the right; with a cache they are not written). Returns hidden states [B, T, D] after the last norm
-        and the suffix that now holds the new tokens.
+        x_BxTxW: embeddings; W = (1 + n) * D with DeepStack: the embedding, then what is added after each of the first n layers.
+        positions: int32 rotary positions [B, T], or [B, T, 3] in time, height and width (M-RoPE).
+        count_B: how many of the T tokens of each row are real (the rest are padding on the right; with a cache they are
+        not written). Returns hidden states [B, T, D] after the last norm and the suffix that now holds the new tokens.
         """
-        B, T, _ = x_BxTxD.shape
+        B, T, W = x_BxTxW.shape
+        x_BxTxD, *deep = jnp.split(x_BxTxW, W // self.config.hidden_size, axis=-1)
         count_B = jnp.full(B, T, jnp.int32) if count_B is None else count_B
-        sin, cos = rope_tables(positions_BxT, self.config.head_dim, self.config.rope_theta)
+        section, interleaved = self.config.mrope_section, self.config.mrope_interleaved
+        axis_C = None if section is None else mrope_axes(section, interleaved)
+        sin, cos = rope_tables(positions, self.config.head_dim, self.config.rope_theta, axis_C)
         slot_BxT = None
         if cache is not None:
             step_T = jnp.arange(T)[None, :]
@@ -141,6 +151,8 @@ class Decoder(nnx.Module):
             layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
             x_BxTxD, k, v = layer(x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
+            if i < len(deep):
+                x_BxTxD = x_BxTxD + deep[i]
             keys.append(k)
             values.append(v)
         length_B = count_B if cache is None else cache.length + count_B

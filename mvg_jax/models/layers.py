@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -13,11 +14,26 @@ ACTIVATIONS = {
 MASKED = -1e30
 
 
-def rope_tables(positions_BxT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """(sin, cos) [B, T, C/2] in float32, whatever the compute type: angles grow with the position."""
+def rope_tables(
+    positions: jax.Array, head_dim: int, theta: float, axis_C: np.ndarray | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(sin, cos) [B, T, C/2] in float32, whatever the compute type: angles grow with the position.
+
+    positions: [B, T], or [B, T, 3] (time, height, width), of which angle c turns with axis_C[c].
+    """
     inverse_C = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle_BxTxC = positions_BxT[..., None].astype(jnp.float32) * inverse_C[None, None, :]
+    positions = positions[..., None] if positions.ndim == 2 else positions[..., axis_C]
+    angle_BxTxC = positions.astype(jnp.float32) * inverse_C[None, None, :]
     return jnp.sin(angle_BxTxC), jnp.cos(angle_BxTxC)
+
+
+def mrope_axes(section: tuple[int, int, int], interleaved: bool) -> np.ndarray:
+    """Which of (time, height, width) each of the C/2 angles turns with: in three runs (Qwen2-VL), or interleaved
+    t h w t h w ... until the shorter sections are used up, then time (Qwen3-VL)."""
+    if not interleaved:
+        return np.repeat([0, 1, 2], section)
+    c = np.arange(sum(section))
+    return np.where(c < 3 * np.array(section)[c % 3], c % 3, 0)
 
 
 def apply_rope(x_BxTxHxC: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     prompt_length: jax.Array  # [M, p] int32
     prompt_views: jax.Array  # [M, p, N0, S, S, 3] uint8
     tokens: jax.Array  # [M, b, L] int32
-    positions: jax.Array  # [M, b, L] int32
+    positions: jax.Array  # [M, b, L] int32, or [M, b, L, 3] under M-RoPE
     mask: jax.Array  # [M, b, L] bool
     behaviour: jax.Array  # [M, b, L] float32
     reference: jax.Array  # [M, b, L] float32
@@ -143,6 +143,7 @@ class Learner:
         advantage_scale: str,
         freeze: tuple[str, ...],
     ):
+        self.graph = graph
         self.optimizer = optimizer
         self.filter = trainable(freeze)
         banned_V = jnp.asarray(banned_V)
@@ -165,6 +166,7 @@ class Learner:
         of, M = jax.ShapeDtypeStruct, shapes.microbatches
         p, b = rollout.prompts // M, rollout.rows // M
         view = (view_size, view_size, 3)
+        axes = () if nnx.merge(self.graph, state.params).config.text.mrope_section is None else (3,)
         lowered = []
         for L in shapes.suffix_lengths:
             for n in shapes.view_batches:
@@ -174,7 +176,7 @@ class Learner:
                     prompt_length=of((M, p), jnp.int32),
                     prompt_views=of((M, p, rollout.prompt_images, *view), jnp.uint8),
                     tokens=row(jnp.int32),
-                    positions=row(jnp.int32),
+                    positions=of((M, b, L, *axes), jnp.int32),
                     mask=row(bool),
                     behaviour=row(jnp.float32),
                     reference=row(jnp.float32),

@@ -2,7 +2,7 @@
 
     prefill   prompts [P, L]        -> prefix pool, first logits of every row        once per group of G rows
     decode    logits [B, V]         -> at most T tokens a row, stops when all rows have stopped
-    encode    views [N, S, S, 3]    -> embeddings [N, E, D]                          only views that exist, in buckets of n
+    encode    views [N, S, S, 3]    -> features [N, E, W]                          only views that exist, in buckets of n
     extend    [last token | observation] [B, X] -> logits of the next turn           appended at each row's own length
 
 A turn's last sampled token has no keys and values yet when decode stops; `extend` feeds it first. So a turn costs its own
@@ -54,10 +54,15 @@ def bucket(table: tuple[int, ...], size: int, what: str) -> int:
 
 
 class State(NamedTuple):
-    """What stays on the device between turns. pending_B: last sampled token, not yet in the cache."""
+    """What stays on the device between turns.
+
+    position_B: rotary position of each row's next token (an image may take fewer positions than tokens).
+    pending_B: last sampled token, not yet in the cache.
+    """
 
     prefix: Prefix
     suffix: Suffix
+    position_B: jax.Array
     logits: jax.Array
     pending_B: jax.Array
 
@@ -117,28 +122,23 @@ class Engine:
 
 
 def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
-    """Encodes the views named by index_n (N itself = none, padding the bucket): embeddings [N, E, D], 0 where not named."""
-    features_nxExD = nnx.merge(graph, params).encode_images(views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0))
+    """Encodes the views named by index_n (N itself = none, padding the bucket): features [N, E, W], 0 where not named."""
+    features_nxExW = nnx.merge(graph, params).encode_images(views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0))
     N = views_NxSxSx3.shape[0]
-    empty = jnp.zeros((N, *features_nxExD.shape[1:]), features_nxExD.dtype)
-    return empty.at[index_n].set(features_nxExD, mode="drop")
+    empty = jnp.zeros((N, *features_nxExW.shape[1:]), features_nxExW.dtype)
+    return empty.at[index_n].set(features_nxExW, mode="drop")
 
 
-def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExD) -> State:
+def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExW) -> State:
     """Runs every prompt once. Forking it into G rows copies nothing: row b reads prefix b // G."""
     model = nnx.merge(graph, params)
     P = len(length_P)
-    hidden_PxLxD, prefix = model.prefill(tokens_PxL, length_P, features_PxNxExD)
+    hidden_PxLxD, prefix = model.prefill(tokens_PxL, length_P, features_PxNxExW)
     logits_PxV = model.logits(hidden_PxLxD[jnp.arange(P), length_P - 1])
+    _, next_P = model.positions(tokens_PxL, length_P, jnp.zeros_like(length_P))
     suffix = Suffix.empty(model.config.text, P * group, suffix_length, prefix.keys[0].dtype)
-    return State(prefix, suffix, jnp.repeat(logits_PxV, group, axis=0), jnp.zeros(P * group, jnp.int32))
-
-
-def _positions(state_suffix_length_B, prefix: Prefix, T: int):
-    """Rotary positions of the next T tokens of each row."""
-    group = len(state_suffix_length_B) // len(prefix.length)
-    start_B = jnp.repeat(prefix.length, group, total_repeat_length=len(state_suffix_length_B)) + state_suffix_length_B
-    return start_B[:, None] + jnp.arange(T)[None]
+    fork = lambda x_P: jnp.repeat(x_P, group, axis=0)
+    return State(prefix, suffix, fork(next_P), fork(logits_PxV), jnp.zeros(P * group, jnp.int32))
 
 
 def _decode(
@@ -166,9 +166,10 @@ def _decode(
     def step(carry):
         t, going_B, token_B, suffix, drawn = carry
         x_Bx1xD = model.language_model.embed_tokens(token_B[:, None])
+        position_B = state.position_B + suffix.length - state.suffix.length  # no image is ever drawn
         hidden, suffix = model.decode(
             x_Bx1xD,
-            _positions(suffix.length, state.prefix, 1),
+            position_B[:, None],
             prefix=state.prefix,
             cache=suffix,
             count_B=going_B.astype(jnp.int32),
@@ -187,25 +188,22 @@ def _decode(
     carry = (jnp.int32(1), active_B & ~drawn.ended, token_B, state.suffix, drawn)
     _, _, token_B, suffix, drawn = jax.lax.while_loop(going_on, step, carry)
     last_B = drawn.tokens[jnp.arange(B), jnp.maximum(drawn.count - 1, 0)]
-    return State(state.prefix, suffix, state.logits, jnp.where(active_B, last_B, state.pending_B)), drawn
+    position_B = state.position_B + suffix.length - state.suffix.length
+    pending_B = jnp.where(active_B, last_B, state.pending_B)
+    return State(state.prefix, suffix, position_B, state.logits, pending_B), drawn
 
 
-def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features_BxRxExD) -> State:
+def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features_BxRxExW) -> State:
     """Appends [pending token | observation] to the active rows and leaves the logits of their next turn.
 
-    tokens_BxT, count_B: observations. features_BxRxExD: embeddings of the views in them, in order.
+    tokens_BxT, count_B: observations. features_BxRxExW: features of the views in them, in order.
     """
     model = nnx.merge(graph, params)
     tokens = jnp.concatenate([state.pending_B[:, None], tokens_BxT], axis=1)
     count_B = jnp.where(active_B, count_B + 1, 0)
-    x_BxTxD = model.embed(tokens, features_BxRxExD)
-    hidden, suffix = model.decode(
-        x_BxTxD,
-        _positions(state.suffix.length, state.prefix, tokens.shape[1]),
-        prefix=state.prefix,
-        cache=state.suffix,
-        count_B=count_B,
-    )
+    positions, next_B = model.positions(tokens, count_B, state.position_B)
+    x_BxTxW = model.embed(tokens, features_BxRxExW)
+    hidden, suffix = model.decode(x_BxTxW, positions, prefix=state.prefix, cache=state.suffix, count_B=count_B)
     last_BxD = jnp.take_along_axis(hidden, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where(active_B[:, None], model.logits(last_BxD), state.logits)
-    return State(state.prefix, suffix, logits, state.pending_B)
+    return State(state.prefix, suffix, next_B, logits, state.pending_B)

@@ -81,13 +81,17 @@ class Policy(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W) bucket of native images."""
+    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W) bucket of native images.
+
+    position_grids: of a model with M-RoPE, the grid of its views; see `token_positions`.
+    """
 
     protocol: Protocol
     limits: Limits
     shapes: Shapes
     view_size: int
     image_size: tuple[int, int]
+    position_grids: np.ndarray | None = None
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
         """Prompt tokens and first views of P tasks. ValueError when they do not fit the shapes."""
@@ -133,6 +137,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
         shapes.views,
         vocabulary.image,
         protocol.tokens_per_image,
+        world.position_grids,
     )
     offered = protocol.registry if prompts.tools_on else Registry(())
     source_row_B = np.repeat(np.arange(shapes.prompts, dtype=np.int32), G)
