@@ -1,9 +1,10 @@
 """LoRA (arXiv 2106.09685): a frozen linear map plus a learnt one of low rank, y = x W + b + (alpha / rank) (x A) B.
 
 `add_lora` puts adapters into a model, `merge_lora` folds them into its weights, and `without_lora` is the base as a policy of its
-own: it shares every array but the small B, which it sets to zero.
+own: it shares every array but the small A and B, which are zero there.
 """
 
+import fnmatch
 from collections.abc import Iterator
 
 import jax
@@ -31,22 +32,25 @@ class LoRALinear(nnx.Linear):
 
 
 def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: float, seed: int) -> None:
-    """Gives every linear map whose attribute name is in `targets` an adapter, in place. ValueError for a name without any."""
+    """Gives every linear map whose dotted path fits a pattern of `targets` (as "language_model.*_proj") an adapter, in place.
+
+    ValueError for a pattern that fits none.
+    """
     if rank < 1:
         raise ValueError(f"a LoRA rank of {rank}: at least 1 is needed")
-    rngs, found = nnx.Rngs(seed), set()
-    for parent, name, linear in list(_linears(model)):
-        if name in targets:
-            setattr(parent, name, LoRALinear(linear, rank, alpha, rngs))
-            found.add(name)
-    if missing := sorted(set(targets) - found):
-        names = sorted({name for _, name, _ in _linears(model)})
-        raise ValueError(f"no linear map is called {missing[0]!r}; LoRA can take {', '.join(names)}")
+    linears = list(_linears(model))
+    for target in targets:
+        if not any(fnmatch.fnmatchcase(path, target) for path, _, _ in linears):
+            raise ValueError(f"no linear map fits the LoRA target {target!r}; there is {linears[-1][0]!r}, for example")
+    rngs = nnx.Rngs(seed)
+    for path, owner, linear in linears:
+        if any(fnmatch.fnmatchcase(path, target) for target in targets):
+            setattr(owner, path.rpartition(".")[2], LoRALinear(linear, rank, alpha, rngs))
 
 
 def merge_lora(model: nnx.Module) -> None:
     """Folds the adapters into the weights, in place: plain linear maps again, the same function up to rounding."""
-    for parent, name, linear in list(_linears(model)):
+    for path, owner, linear in list(_linears(model)):
         if isinstance(linear, LoRALinear):
             kernel = linear.kernel[...].astype(jnp.float32)
             delta = linear.lora_a[...].astype(jnp.float32) @ linear.lora_b[...].astype(jnp.float32) * linear.scale
@@ -54,7 +58,7 @@ def merge_lora(model: nnx.Module) -> None:
             plain.in_features, plain.out_features = linear.in_features, linear.out_features
             plain.kernel = nnx.Param((kernel + delta).astype(linear.kernel[...].dtype))
             plain.bias = linear.bias
-            setattr(parent, name, plain)
+            setattr(owner, path.rpartition(".")[2], plain)
 
 
 def is_adapter(path: tuple) -> bool:
@@ -63,18 +67,15 @@ def is_adapter(path: tuple) -> bool:
 
 
 def without_lora(params: nnx.State) -> nnx.State:
-    """The parameters of the base policy: the same arrays, but B = 0."""
-
-    def off(path, leaf):
-        return leaf.replace(jnp.zeros_like(leaf[...])) if path[-1] == "lora_b" else leaf
-
+    """The parameters of the base policy: the adapters are zero, all other arrays are shared."""
     flat = nnx.to_flat_state(params)
-    return nnx.from_flat_state([(path, off(path, leaf)) for path, leaf in flat])
+    zero = lambda leaf: leaf.replace(jnp.zeros_like(leaf[...]))
+    return nnx.from_flat_state([(path, zero(leaf) if is_adapter(path) else leaf) for path, leaf in flat])
 
 
-def _linears(model: nnx.Module) -> Iterator[tuple[nnx.Module, str, nnx.Linear]]:
-    """(owner, attribute, linear map) of every linear map that is an attribute of a module."""
-    for _, module in nnx.iter_modules(model):
+def _linears(model: nnx.Module) -> Iterator[tuple[str, nnx.Module, nnx.Linear]]:
+    """(dotted path, owner, linear map) of every linear map that is an attribute of a module."""
+    for path, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
             if isinstance(value, nnx.Linear):
-                yield module, name, value
+                yield ".".join(map(str, (*path, name))), module, value

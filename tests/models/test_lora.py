@@ -8,7 +8,7 @@ from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.lora import LoRALinear, add_lora, is_adapter, merge_lora, without_lora
 from tests import tiny_world
 
-TARGETS = ("q_proj", "v_proj", "down_proj")
+TARGETS = ("language_model.*.q_proj", "*.down_proj", "multi_modal_projector.linear_1")
 
 
 def model(adapters: bool) -> InternVL:
@@ -47,8 +47,11 @@ def test_adapters_sit_where_they_were_asked_for():
     plain, adapted = paths(model(False)), paths(model(True))
     new = set(adapted) - set(plain)
     assert set(plain) <= set(adapted)
-    assert all(is_adapter(path) and path[-2] in TARGETS for path in new)
-    owners = {path[:-1] for path in plain if path[-1] == "kernel" and path[-2] in TARGETS}
+    assert all(is_adapter(path) for path in new)
+    wanted = lambda path: (
+        (path[0] == "language_model" and path[-2] in ("q_proj", "down_proj")) or path[-2] == "linear_1"
+    )
+    owners = {path[:-1] for path in plain if path[-1] == "kernel" and wanted(path)}
     assert {path[:-1] for path in new} == owners
     assert len(new) == 2 * len(owners)
     assert not any(is_adapter(path) for path in plain)
@@ -79,7 +82,7 @@ def test_the_base_shares_its_arrays_with_the_policy():
     np.testing.assert_array_equal(hidden(nnx.merge(graph, base)), hidden(model(False)))
     policy = dict(nnx.to_flat_state(params))
     for path, leaf in nnx.to_flat_state(base):
-        assert (leaf[...] is policy[path][...]) == (path[-1] != "lora_b")
+        assert (leaf[...] is policy[path][...]) == (not is_adapter(path))
 
 
 def test_adapters_learn_and_the_rest_need_not():
@@ -103,7 +106,7 @@ def test_adapters_learn_and_the_rest_need_not():
 
 
 @pytest.mark.parametrize(
-    ("targets", "rank", "what"), [(("q_proj", "w"), 4, "'w'.*q_proj"), (("q_proj",), 0, "rank of 0")]
+    ("targets", "rank", "what"), [(("*.q_proj", "w*"), 4, r"'w\*'; there is '.*'"), (("*.q_proj",), 0, "rank of 0")]
 )
 def test_what_cannot_be_adapted_is_refused(targets, rank, what):
     with pytest.raises(ValueError, match=what):
