@@ -11,6 +11,15 @@ from mvg_jax.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Adapters on the linear maps whose dotted path fits a pattern of `targets`; then nothing else is trained. rank 0: none."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("language_model.*_proj",)
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
     tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package."""
@@ -18,6 +27,7 @@ class Model:
     checkpoint: str = "asset:tiny_internvl"
     tokenizer: str = ""
     shape: str = "tiny"
+    lora: LoRA = LoRA()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mvg_jax.errors import RunError
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
 from mvg_jax.models.internvl import InternVL
+from mvg_jax.models.lora import add_lora, merge_lora, without_lora
 from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.imitation import SFTStage
@@ -137,6 +138,7 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
             freeze=c.learner.freeze,
+            adapters_only=self.config.model.lora.rank > 0,
         )
         return SFTStage(
             self.world(c.prompts, c.group),
@@ -160,8 +162,11 @@ class Experiment:
             objective=_objective(c),
             advantage_scale=c.advantage_scale,
             freeze=c.learner.freeze,
+            adapters_only=self.config.model.lora.rank > 0,
         )
-        reference = jax.tree.map(jnp.copy, params) if c.kl > 0 else None
+        reference = None
+        if c.kl > 0:  # with adapters the base stays as it is; without, an update would consume what the reference needs
+            reference = without_lora(params) if self.config.model.lora.rank else jax.tree.map(jnp.copy, params)
         return GRPOStage(
             world,
             self.engine(world),
@@ -204,6 +209,9 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
                 raise RunError(f"config.model.shape {config.model.shape!r}: use one of {', '.join(SHAPES)}")
             shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
             model = InternVL(shape, nnx.Rngs(config.seed))
+        lora = config.model.lora
+        if lora.rank:
+            add_lora(model, lora.targets, lora.rank, lora.alpha, config.seed)
     except (ValueError, OSError, KeyError) as error:
         raise RunError(str(error)) from error
     vocabulary = make_vocabulary(tokenizer)
@@ -228,11 +236,13 @@ def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:
-    """Writes the model as a Hugging Face folder, tokenizer included."""
+    """Writes the model as a Hugging Face folder, adapters merged, tokenizer included."""
     vocabulary = experiment.protocol.vocabulary
+    model = nnx.merge(experiment.graph, params)
+    merge_lora(model)
     try:
         hf.save(
-            nnx.merge(experiment.graph, params),
+            model,
             directory,
             dtype=jnp.float32,
             end_of_turn=vocabulary.end_of_turn,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
 from mvg_jax.rl.objective import Objective, policy_loss
 from mvg_jax.rollout.engine import Shapes, bucket
@@ -40,11 +41,20 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """params: all weights. opt_state: over the trainable ones. step: int32 updates done."""
+    """learned and frozen: the weights that updates change, and the others. opt_state: over `learned`. step: int32 updates done.
 
-    params: nnx.State
+    An update consumes the arrays of learned, opt_state and step; the frozen ones are shared freely.
+    """
+
+    learned: nnx.State
+    frozen: nnx.State
     opt_state: optax.OptState
     step: jax.Array
+
+    @property
+    def params(self) -> nnx.State:
+        """All weights."""
+        return nnx.merge_state(self.learned, self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +134,9 @@ def token_logprobs(
     return tuple(jnp.where(micro.mask, x, 0.0) for x in (logprob, entropy, likeliest))
 
 
-def trainable(freeze: tuple[str, ...]) -> Callable:
-    """A filter over parameter paths: all but those under a module named in `freeze`."""
-    return lambda path, _: not any(part in freeze for part in path)
+def trainable(freeze: tuple[str, ...], adapters_only: bool = False) -> Callable:
+    """A filter over parameter paths: all but those under a module named in `freeze`; of these only LoRA adapters, if asked for."""
+    return lambda path, _: not any(part in freeze for part in path) and (is_adapter(path) or not adapters_only)
 
 
 class Learner:
@@ -142,22 +152,30 @@ class Learner:
         objective: Objective,
         advantage_scale: str,
         freeze: tuple[str, ...],
+        adapters_only: bool = False,
     ):
         self.graph = graph
         self.optimizer = optimizer
-        self.filter = trainable(freeze)
+        self.filter = trainable(freeze, adapters_only)
         banned_V = jnp.asarray(banned_V)
         terms = {
             "policy": functools.partial(_policy_terms, objective, advantage_scale),
             "cross_entropy": _imitation_terms,
         }
-        self.update = jax.jit(
-            functools.partial(_update, graph, optimizer, self.filter, terms[loss], banned_V), donate_argnums=0
+        self._update = jax.jit(
+            functools.partial(_update, graph, optimizer, terms[loss], banned_V),
+            donate_argnames=("learned", "opt_state", "step"),
         )
         self.score = jax.jit(functools.partial(_score, graph, banned_V))
 
     def init(self, params: nnx.State) -> TrainState:
-        return TrainState(params, self.optimizer.init(nnx.split_state(params, self.filter, ...)[0]), jnp.int32(0))
+        learned, frozen = nnx.split_state(params, self.filter, ...)
+        return TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0))
+
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        """One optimiser step. `state` is used up, but for its frozen weights."""
+        new, metrics = self._update(**state._asdict(), batch=batch)
+        return state._replace(**new), metrics
 
     def lower(
         self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int, with_reference: bool
@@ -185,7 +203,7 @@ class Learner:
                     reward=of((M, p, rollout.group), jnp.float32),
                     temperature=of((M, b), jnp.float32),
                 )
-                lowered.append(self.update.lower(state, batch))
+                lowered.append(self._update.lower(**state._asdict(), batch=batch))
                 if with_reference:
                     lowered.append(self.score.lower(state.params, batch))
         return lowered
@@ -201,8 +219,7 @@ def _imitation_terms(micro: Batch, logprob):
     return -logprob.sum(), {}
 
 
-def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-    learned, frozen = nnx.split_state(state.params, keep, ...)
+def _update(graph, optimizer, terms, banned_V, learned, frozen, opt_state, step, batch: Batch) -> tuple[dict, dict]:
     tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
 
     def micro_loss(learned, micro: Batch):
@@ -218,8 +235,8 @@ def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: B
 
     zero = (jax.tree.map(jnp.zeros_like, learned), jnp.float32(0))
     (gradient, loss), aux = jax.lax.scan(accumulate, zero, batch)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, learned)
-    params = nnx.merge_state(optax.apply_updates(learned, updates), frozen)
+    updates, opt_state = optimizer.update(gradient, opt_state, learned)
+    new = {"learned": optax.apply_updates(learned, updates), "opt_state": opt_state, "step": step + 1}
     metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
     metrics |= {
         "loss": loss,
@@ -227,7 +244,7 @@ def _update(graph, optimizer, keep, terms, banned_V, state: TrainState, batch: B
         "logprob_gap": aux["gap"].max(),
         "tokens": tokens,
     }
-    return TrainState(params, opt_state, state.step + 1), metrics
+    return new, metrics
 
 
 def _score(graph, banned_V, params, batch: Batch) -> jax.Array:
