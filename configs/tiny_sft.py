@@ -37,6 +37,6 @@ def get_config() -> ConfigDict:
 
     c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 56, 128
     c.sft.learner.suffix_lengths = (80, 128)
-    c.sft.learner.view_batches = (64, 96, 128)
+    c.sft.learner.view_batches = (64, 96, 128, 192)
     c.checkpoint.every = 100
     return c

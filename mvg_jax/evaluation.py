@@ -105,7 +105,8 @@ def evaluate(
         )
         if guided:
             script = [[Turn("", call) for call in task.chain] for task in filled]
-            policy = GuidedPolicy(ScriptedPolicy(world.protocol, script, world.shapes.turn_tokens), policy, 1)
+            scripted = ScriptedPolicy(world.protocol, script, world.shapes.turn_tokens)
+            policy = GuidedPolicy(scripted, policy, max(map(len, script)))
         trajectories, episodes = rollout(world, policy, world.prepare(filled, tools_on), Phases())
         columns = _columns(trajectories, episodes)
         parts.append({name: column[: len(chunk)] for name, column in columns.items()})

@@ -130,6 +130,7 @@ class Experiment:
 
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
+        world = self.world(c.prompts, c.group)
         learner = Learner(
             self.graph,
             make_optimizer(c.optimizer, c.steps),
@@ -141,9 +142,9 @@ class Experiment:
             adapters_only=self.config.model.lora.rank > 0,
         )
         return SFTStage(
-            self.world(c.prompts, c.group),
+            world,
             learner,
-            _learner_shapes(c.learner),
+            _learner_shapes(c.learner, world.shapes, "sft.learner"),
             phantom.mixture,
             c.mixture,
             c.tools_off,
@@ -171,7 +172,7 @@ class Experiment:
             world,
             self.engine(world),
             learner,
-            _learner_shapes(c.learner),
+            _learner_shapes(c.learner, world.shapes, "grpo.learner"),
             self.config.env.rewards,
             r.temperature,
             self.config.seed,
@@ -183,7 +184,17 @@ def _objective(c: GRPO) -> Objective:
     return Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
 
 
-def _learner_shapes(c: LearnerConfig) -> LearnerShapes:
+def _learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShapes:
+    """The update's bucket tables. RunError unless their last entries hold whatever the rows may do."""
+    if c.microbatches < 1 or rollout.prompts % c.microbatches:
+        raise RunError(f"config.{where}.microbatches {c.microbatches} does not divide {rollout.prompts} prompts")
+    views = rollout.rows // c.microbatches * rollout.views
+    for name, table, needed in (
+        ("suffix_lengths", c.suffix_lengths, rollout.suffix_length),
+        ("view_batches", c.view_batches, views),
+    ):
+        if max(table, default=0) < needed:
+            raise RunError(f"config.{where}.{name} {table}: a batch may need {needed}; enlarge the last entry")
     return LearnerShapes(c.microbatches, c.suffix_lengths, c.view_batches)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from mvg_jax.data.task import Box, NativeImage, Task
@@ -20,6 +21,8 @@ from mvg_jax.experiment import folder, make_vocabulary
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.tokenizer import load_tokenizer
+from mvg_jax.rl.learner import Learner
+from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
 from mvg_jax.tools import ToolCall, default_registry
@@ -128,6 +131,12 @@ def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
     made = copy.copy(_engine(prompts, group))
     made.banned_V = jnp.asarray(banned_V)
     return made
+
+
+def learner(banned_V: np.ndarray, optimizer: optax.GradientTransformation, **options) -> Learner:
+    """Of the untrained model; GRPO on all its weights unless told otherwise."""
+    defaults = {"loss": "policy", "objective": Objective(), "advantage_scale": "std", "freeze": ()}
+    return Learner(model()[0], optimizer, banned_V, **(defaults | options))
 
 
 def play(

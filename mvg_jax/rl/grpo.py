@@ -92,6 +92,8 @@ def rollout_metrics(
         if rows.any():
             metrics[f"tool_rate/{name}"] = statistics["call"][rows].mean()
             metrics[f"tool_choice/{name}"] = np.nanmean(statistics["tool_choice"][rows])
+            if np.isfinite(statistics["box_hit"][rows]).any():
+                metrics[f"box_hit/{name}"] = np.nanmean(statistics["box_hit"][rows])
             if "accuracy" in terms:
                 metrics[f"accuracy/{name}"] = terms["accuracy"][rows].mean()
     return {name: float(value) for name, value in metrics.items()}

@@ -13,7 +13,8 @@ import mvg_jax
 from mvg_jax import tools
 from mvg_jax.data.phantom import questions
 from mvg_jax.data.task import NativeImage, Task
-from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Protocol, Turn, Vocabulary, render_turn
+from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Protocol, Turn, render_turn
+from mvg_jax.experiment import make_vocabulary
 from mvg_jax.models.tokenizer import load_chat_template, load_tokenizer
 
 TINY = pathlib.Path(mvg_jax.__file__).parent / "assets" / "tiny_internvl"
@@ -47,17 +48,7 @@ def auto():
 
 @pytest.fixture(scope="module")
 def protocol(tiny):
-    vocabulary = Vocabulary(
-        encode=tiny.encode,
-        decode=tiny.decode,
-        special=tiny.added,
-        pad=tiny.id("<|endoftext|>"),
-        end_of_turn=tiny.id("<|im_end|>"),
-        image=tiny.id("<IMG_CONTEXT>"),
-        image_start=tiny.id("<img>"),
-        image_end=tiny.id("</img>"),
-    )
-    return Protocol(vocabulary, tools.default_registry(None), "compact", 16)
+    return Protocol(make_vocabulary(tiny), tools.default_registry(None), "compact", 16)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from mvg_jax.env.protocol import Turn
 from mvg_jax.env.rewards import compute_rewards
 from mvg_jax.rl.grpo import GRPOStage, rollout_metrics, sample_index
-from mvg_jax.rl.learner import Learner, LearnerShapes
+from mvg_jax.rl.learner import LearnerShapes
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
 from tests import tiny_world
@@ -20,15 +20,7 @@ TASKS = (tiny_world.task(0), tiny_world.task(1))
 @pytest.fixture(scope="module")
 def stage() -> GRPOStage:
     """The untrained model pays for its malformed turns."""
-    learner = Learner(
-        tiny_world.model()[0],
-        optax.adam(1e-2),
-        LETTERS,
-        loss="policy",
-        objective=Objective(),
-        advantage_scale="std",
-        freeze=(),
-    )
+    learner = tiny_world.learner(LETTERS, optax.adam(1e-2))
     shapes = LearnerShapes(microbatches=1, suffix_lengths=(120,), view_batches=(8,))
     return GRPOStage(tiny_world.world(2), tiny_world.engine(2, LETTERS), learner, shapes, {"error": -1.0}, 0.8, 0, None)
 
@@ -70,15 +62,7 @@ def test_training_raises_the_reward(stage):
 
 
 def test_the_reference_is_scored_on_the_same_tokens(stage):
-    learner = Learner(
-        tiny_world.model()[0],
-        optax.sgd(0.0),
-        LETTERS,
-        loss="policy",
-        objective=Objective(kl=0.1),
-        advantage_scale="std",
-        freeze=(),
-    )
+    learner = tiny_world.learner(LETTERS, optax.sgd(0.0), objective=Objective(kl=0.1))
     same = dataclasses.replace(stage, learner=learner, reference=tiny_world.model()[1])
     assert first_step(same)[1]["kl_reference"] < 1e-6
     moved = jax.tree.map(lambda x: x * 1.2, tiny_world.model()[1])
@@ -109,6 +93,7 @@ def test_metrics_are_means_over_rows_by_need():
     assert got["stop/max_tokens"] == 0
     assert (got["tool_rate/needed"], got["tool_rate/not_needed"]) == (1, 0.5)
     assert (got["tool_choice/needed"], got["tool_choice/not_needed"]) == (1, 0.5)
+    assert got["box_hit/needed"] == 1
     assert (got["accuracy/needed"], got["accuracy/not_needed"]) == (0.5, 1.0)
     assert got["tokens_sampled"] == t.loss_mask_BxL.sum()
     flat = rollout_metrics(t, episodes, np.array([1, 1, 0, 1], np.float32), terms)

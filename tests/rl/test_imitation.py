@@ -5,7 +5,6 @@ import pytest
 
 from mvg_jax.rl.imitation import SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
-from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
 from tests import tiny_world
 from tests.tiny_world import ANSWER, ONE, SPECIAL, TWO, plain_logprobs
@@ -27,15 +26,7 @@ class Expert:
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(
-        tiny_world.model()[0],
-        optax.adam(1e-2),
-        SPECIAL,
-        loss="cross_entropy",
-        objective=Objective(),
-        advantage_scale="none",
-        freeze=(),
-    )
+    return tiny_world.learner(SPECIAL, optax.adam(1e-2), loss="cross_entropy", advantage_scale="none")
 
 
 def make_stage(learner: Learner, tools_off: float, right_first: int = 0, seed: int = 0) -> SFTStage:

@@ -45,15 +45,8 @@ class Warm(NamedTuple):
 @pytest.fixture(scope="module")
 def warm(ledger) -> Warm:
     """The learner of all tests, compiled for 1, 2 and 4 microbatches. Plain descent: a step is gradient plus decay."""
-    learner = Learner(
-        tiny_world.model()[0],
-        optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.5)),
-        SPECIAL,
-        loss="policy",
-        objective=Objective(kl=0.05),
-        advantage_scale="std",
-        freeze=(FROZEN,),
-    )
+    descent = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.5))
+    learner = tiny_world.learner(SPECIAL, descent, objective=Objective(kl=0.05), freeze=(FROZEN,))
     rollout = Shapes(
         prompts=P,
         group=G,
