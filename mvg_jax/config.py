@@ -9,6 +9,8 @@ from typing import Any
 
 from mvg_jax.errors import RunError
 
+FLOATS = ("float32", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
@@ -22,12 +24,18 @@ class LoRA:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
-    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package."""
+    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package. dtype: of the
+    weights, in memory and when the model is written; LoRA adapters are always float32."""
 
     checkpoint: str = "asset:tiny_internvl"
     tokenizer: str = ""
     shape: str = "tiny"
+    dtype: str = "float32"
     lora: LoRA = LoRA()
+
+    def __post_init__(self):
+        if self.dtype not in FLOATS:
+            raise RunError(f"config.model.dtype {self.dtype!r}: use one of {', '.join(FLOATS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +94,22 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """Shapes of the update, and what it leaves alone: module names whose parameters stay frozen."""
+    """Shapes of the update, what it leaves alone (module names whose parameters stay frozen), and how it runs the model
+    (rl.logprobs.Forward): float type of the pass, layers recomputed or kept, positions whose logits exist at a time (0: all)."""
 
     microbatches: int = 2
     suffix_lengths: tuple[int, ...] = (96, 160)
     view_batches: tuple[int, ...] = (32, 64, 128, 256)
     freeze: tuple[str, ...] = ()
+    compute_dtype: str = "float32"
+    remat: bool = False
+    logit_positions: int = 0
+
+    def __post_init__(self):
+        if self.compute_dtype not in FLOATS:
+            raise RunError(f"config: learner.compute_dtype {self.compute_dtype!r}: use one of {', '.join(FLOATS)}")
+        if self.logit_positions < 0:
+            raise RunError(f"config: learner.logit_positions {self.logit_positions}: at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.imitation import SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
+from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rl.optimizer import make_optimizer
 from mvg_jax.rl.vision import VisionStage
@@ -140,6 +141,7 @@ class Experiment:
             advantage_scale="none",
             freeze=c.learner.freeze,
             adapters_only=self.config.model.lora.rank > 0,
+            forward=_forward(c.learner),
         )
         return SFTStage(
             world,
@@ -164,6 +166,7 @@ class Experiment:
             advantage_scale=c.advantage_scale,
             freeze=c.learner.freeze,
             adapters_only=self.config.model.lora.rank > 0,
+            forward=_forward(c.learner),
         )
         reference = None
         if c.kl > 0:  # with adapters the base stays as it is; without, an update would consume what the reference needs
@@ -182,6 +185,10 @@ class Experiment:
 
 def _objective(c: GRPO) -> Objective:
     return Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
+
+
+def _forward(c: LearnerConfig) -> Forward:
+    return Forward(c.compute_dtype, c.remat, c.logit_positions)
 
 
 def _learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShapes:
@@ -214,12 +221,13 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
         tokenizer = load_tokenizer(tokenizer_folder)
         if config.model.checkpoint:
-            model = hf.load(folder(config.model.checkpoint), jnp.float32)
+            model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype))
         else:
             if config.model.shape not in SHAPES:
                 raise RunError(f"config.model.shape {config.model.shape!r}: use one of {', '.join(SHAPES)}")
             shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
             model = InternVL(shape, nnx.Rngs(config.seed))
+            nnx.update(model, cast(nnx.state(model), config.model.dtype))
         lora = config.model.lora
         if lora.rank:
             add_lora(model, lora.targets, lora.rank, lora.alpha, config.seed)
@@ -255,7 +263,7 @@ def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -
         hf.save(
             model,
             directory,
-            dtype=jnp.float32,
+            dtype=jnp.dtype(experiment.config.model.dtype),
             end_of_turn=vocabulary.end_of_turn,
             pad=vocabulary.pad,
         )

@@ -22,6 +22,7 @@ from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.tokenizer import load_tokenizer
 from mvg_jax.rl.learner import Learner
+from mvg_jax.rl.logprobs import Forward
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
@@ -135,7 +136,13 @@ def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
 
 def learner(banned_V: np.ndarray, optimizer: optax.GradientTransformation, **options) -> Learner:
     """Of the untrained model; GRPO on all its weights unless told otherwise."""
-    defaults = {"loss": "policy", "objective": Objective(), "advantage_scale": "std", "freeze": ()}
+    defaults = {
+        "loss": "policy",
+        "objective": Objective(),
+        "advantage_scale": "std",
+        "freeze": (),
+        "forward": Forward(),
+    }
     return Learner(model()[0], optimizer, banned_V, **(defaults | options))
 
 

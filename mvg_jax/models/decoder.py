@@ -23,6 +23,7 @@ from mvg_jax.models.layers import (
     partial_attention,
     prefix_attention,
     rope_tables,
+    run_layer,
 )
 
 
@@ -112,8 +113,10 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """remat: layers are recomputed in the backward pass; set it with `model.set_attributes(remat=True)`."""
+
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.remat = config, False
         normal = jax.nn.initializers.normal(0.02)
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, rngs=rngs)
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
@@ -150,7 +153,7 @@ class Decoder(nnx.Module):
         for i, layer in enumerate(self.layers):
             layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
-            x_BxTxD, k, v = layer(x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
+            x_BxTxD, k, v = run_layer(self.remat, layer, x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
             if i < len(deep):
                 x_BxTxD = x_BxTxD + deep[i]
             keys.append(k)

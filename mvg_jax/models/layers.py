@@ -1,8 +1,17 @@
 """Blocks every family is built from: activations, rotary positions, and attention over a shared prefix and an own suffix."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+
+def run_layer(remat: bool, layer: nnx.Module, x: jax.Array, *rest: Any) -> Any:
+    """layer(x, *rest). remat: its activations are computed again in the backward pass instead of being kept."""
+    return jax.checkpoint(lambda layer, x: layer(x, *rest))(layer, x) if remat else layer(x, *rest)
+
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

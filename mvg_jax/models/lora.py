@@ -21,14 +21,13 @@ class LoRALinear(nnx.Linear):
         super().__init__(base.in_features, base.out_features, use_bias=base.bias is not None, rngs=nnx.Rngs(0))
         self.kernel, self.bias = base.kernel, base.bias
         self.scale = alpha / rank
-        dtype = base.kernel[...].dtype
-        self.lora_a = nnx.Param(
-            base.in_features**-0.5 * jax.random.normal(rngs.params(), (base.in_features, rank), dtype)
-        )
-        self.lora_b = nnx.Param(jnp.zeros((rank, base.out_features), dtype))
+        # Small and learnt: float32, whatever the frozen base is held in.
+        self.lora_a = nnx.Param(base.in_features**-0.5 * jax.random.normal(rngs.params(), (base.in_features, rank)))
+        self.lora_b = nnx.Param(jnp.zeros((rank, base.out_features)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x) + (x @ self.lora_a[...]) @ self.lora_b[...] * self.scale
+        a, b = (w[...].astype(x.dtype) for w in (self.lora_a, self.lora_b))
+        return super().__call__(x) + (x @ a) @ b * self.scale
 
 
 def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: float, seed: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig
-from mvg_jax.models.layers import ACTIVATIONS, apply_rope
+from mvg_jax.models.layers import ACTIVATIONS, apply_rope, run_layer
 from mvg_jax.models.vlm import VisionLanguageModel
 
 ROPE_THETA = 10_000.0
@@ -124,7 +124,7 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: QwenVLConfig, rngs: nnx.Rngs):
         vision = config.vision
-        self.config, self.mean, self.std = vision, config.image_mean, config.image_std
+        self.config, self.mean, self.std, self.remat = vision, config.image_mean, config.image_std, False
         pixels = vision.temporal_patch_size * vision.patch_size**2 * 3
         self.patch_embed = nnx.Linear(pixels, vision.hidden_size, use_bias=not vision.gated, rngs=rngs)
         normal = jax.nn.initializers.normal(0.02)
@@ -158,7 +158,7 @@ class VisionTower(nnx.Module):
         taken = []
         for i, block in enumerate(self.blocks):
             full = window is None or i in c.fullatt_block_indexes
-            x = block(x, sin, cos, real_WxS.reshape(1, -1) if full else real_WxS)
+            x = run_layer(self.remat, block, x, sin, cos, real_WxS.reshape(1, -1) if full else real_WxS)
             if i in c.deepstack_visual_indexes:
                 taken.append(x)
         merged = c.spatial_merge_size**2

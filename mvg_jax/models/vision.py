@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.models.config import ModelConfig, VisionConfig
-from mvg_jax.models.layers import ACTIVATIONS
+from mvg_jax.models.layers import ACTIVATIONS, run_layer
 
 
 def _norm(config: VisionConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -57,7 +57,7 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         vision = config.vision
-        self.patch = vision.patch_size
+        self.patch, self.remat = vision.patch_size, False
         self.mean, self.std = config.image_mean, config.image_std
         grid = vision.image_size // vision.patch_size
         normal = jax.nn.initializers.normal(0.02)
@@ -82,7 +82,7 @@ class VisionTower(nnx.Module):
         x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...], (N, 1, x.shape[-1])), x], axis=1)
         x = x + self.position_embeddings[...]
         for layer in self.layers:
-            x = layer(x)
+            x = run_layer(self.remat, layer, x)
         if self.layernorm is not None:
             x = self.layernorm(x)
         return x[:, 1:].reshape(N, grid, grid, -1)

@@ -1,7 +1,6 @@
 """The update: ledger -> device batch -> log-probs -> loss -> optimiser, one compiled program a shape.
 
-The forward pass is the sampler's own: the prompt is run once a group and its rows attend to it, so that log-probs agree
-with those recorded while sampling. Microbatches are scanned; every sum is divided by the token count of the whole batch.
+Microbatches are scanned; every sum is divided by the token count of the whole batch.
 """
 
 import dataclasses
@@ -17,9 +16,9 @@ from flax import nnx
 
 from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
+from mvg_jax.rl.logprobs import Forward, cast, token_logprobs
 from mvg_jax.rl.objective import Objective, policy_loss
 from mvg_jax.rollout.engine import Shapes, bucket
-from mvg_jax.rollout.sampling import policy_logits
 from mvg_jax.trajectory import Trajectories
 
 
@@ -105,35 +104,6 @@ def make_batch(
     )
 
 
-def token_logprobs(
-    graph: nnx.GraphDef, params: nnx.State, micro: Batch, banned_V: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log-prob, entropy, whether it is the likeliest) [b, L] float32 of a microbatch's tokens under the sampling policy.
-
-    All are 0 outside of the mask; only the log-prob carries a gradient.
-    """
-    model = nnx.merge(graph, params)
-    p, N0 = micro.prompt_views.shape[:2]
-    group = micro.tokens.shape[0] // p
-    n = micro.views.shape[0]
-    views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
-    features = model.encode_images(views)
-    prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
-    hidden, prefix = model.prefill(
-        micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
-    )
-    first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
-    x = model.embed(micro.tokens, row_features[micro.view_index])
-    hidden, _ = model.decode(x, micro.positions, prefix=prefix)
-    before = jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)  # the state each token was drawn from
-    logits = jax.nn.log_softmax(policy_logits(model.logits(before), micro.temperature, banned_V[None, None]))
-    logprob = jnp.take_along_axis(logits, micro.tokens[..., None], axis=-1)[..., 0]
-    still = jax.lax.stop_gradient(logits)
-    entropy = -jnp.sum(jnp.exp(still) * still, axis=-1)
-    likeliest = (still.argmax(axis=-1) == micro.tokens).astype(jnp.float32)
-    return tuple(jnp.where(micro.mask, x, 0.0) for x in (logprob, entropy, likeliest))
-
-
 def trainable(freeze: tuple[str, ...], adapters_only: bool = False) -> Callable:
     """A filter over parameter paths: all but those under a module named in `freeze`; of these only LoRA adapters, if asked for."""
     return lambda path, _: not any(part in freeze for part in path) and (is_adapter(path) or not adapters_only)
@@ -153,6 +123,7 @@ class Learner:
         advantage_scale: str,
         freeze: tuple[str, ...],
         adapters_only: bool = False,
+        forward: Forward,
     ):
         self.graph = graph
         self.optimizer = optimizer
@@ -163,10 +134,10 @@ class Learner:
             "cross_entropy": _imitation_terms,
         }
         self._update = jax.jit(
-            functools.partial(_update, graph, optimizer, terms[loss], banned_V),
+            functools.partial(_update, graph, optimizer, terms[loss], banned_V, forward),
             donate_argnames=("learned", "opt_state", "step"),
         )
-        self.score = jax.jit(functools.partial(_score, graph, banned_V))
+        self.score = jax.jit(functools.partial(_score, graph, banned_V, forward))
 
     def init(self, params: nnx.State) -> TrainState:
         learned, frozen = nnx.split_state(params, self.filter, ...)
@@ -219,11 +190,14 @@ def _imitation_terms(micro: Batch, logprob):
     return -logprob.sum(), {}
 
 
-def _update(graph, optimizer, terms, banned_V, learned, frozen, opt_state, step, batch: Batch) -> tuple[dict, dict]:
+def _update(
+    graph, optimizer, terms, banned_V, forward, learned, frozen, opt_state, step, batch: Batch
+) -> tuple[dict, dict]:
+    frozen = cast(frozen, forward.compute_dtype)  # once, not for every microbatch
     tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
 
     def micro_loss(learned, micro: Batch):
-        logprob, entropy, likeliest = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V)
+        logprob, entropy, likeliest = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V, forward)
         loss, sums = terms(micro, logprob)
         gap = jnp.abs(jnp.where(micro.mask, logprob - micro.behaviour, 0.0)).max()
         sums |= {"entropy": entropy.sum(), "token_accuracy": likeliest.sum()}
@@ -247,6 +221,7 @@ def _update(graph, optimizer, terms, banned_V, learned, frozen, opt_state, step,
     return new, metrics
 
 
-def _score(graph, banned_V, params, batch: Batch) -> jax.Array:
+def _score(graph, banned_V, forward, params, batch: Batch) -> jax.Array:
     """Log-probs [M, b, L] of a batch's tokens; used for the reference policy."""
-    return jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V)[0], batch)
+    params = cast(params, forward.compute_dtype)
+    return jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V, forward).logprob, batch)

@@ -15,6 +15,7 @@ from mvg_jax.models.layers import mrope_axes
 from mvg_jax.models.qwen_vl import QwenVL, interpolation, make_slots
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import Learner, LearnerShapes, make_batch
+from mvg_jax.rl.logprobs import Forward
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
@@ -216,7 +217,14 @@ def test_the_learner_finds_the_sampled_log_probs(family):
     t, _ = played(family)
     graph, params = model(family)
     learner = Learner(
-        graph, optax.sgd(0.1), BANNED, loss="policy", objective=Objective(), advantage_scale="std", freeze=()
+        graph,
+        optax.sgd(0.1),
+        BANNED,
+        loss="policy",
+        objective=Objective(),
+        advantage_scale="std",
+        freeze=(),
+        forward=Forward(),
     )
     shapes = LearnerShapes(microbatches=2, suffix_lengths=(SHAPES.suffix_length,), view_batches=(8,))
     batch = make_batch(t, np.zeros(B), np.ones(B), shapes)

@@ -1,0 +1,98 @@
+"""Log-probs of a batch's tokens under the sampling policy: the one forward pass that every update, score and comparison runs.
+
+The prompt is run once a group and its rows attend to it, as in the sampler, so that log-probs agree with those recorded
+while sampling. Logits are made for a few positions at a time, so that [positions, V] never exists for a real vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mvg_jax.models.vlm import VisionLanguageModel
+from mvg_jax.rollout.sampling import policy_logits
+
+
+class Forward(NamedTuple):
+    """How the learner runs the model; what it computes is the same but for rounding.
+
+    compute_dtype: weights are cast to it for the pass (and activations follow). remat: layers are recomputed in the
+    backward pass. logit_positions: positions of every row whose logits exist at a time; 0: all of them.
+    """
+
+    compute_dtype: str = "float32"
+    remat: bool = False
+    logit_positions: int = 0
+
+
+class TokenLogprobs(NamedTuple):
+    """Each [b, L] float32, 0 outside of the mask; only the log-prob carries a gradient. likeliest: 1 if no token is likelier."""
+
+    logprob: jax.Array
+    entropy: jax.Array
+    likeliest: jax.Array
+
+
+def token_logprobs(
+    graph: nnx.GraphDef, params: nnx.State, micro, banned_V: jax.Array, forward: Forward
+) -> TokenLogprobs:
+    """Of the suffix tokens of a microbatch (a `learner.Batch` without its first axis)."""
+    model = nnx.merge(graph, cast(params, forward.compute_dtype))
+    if forward.remat:
+        model.set_attributes(remat=True)
+    before_bxLxD = _states_before(model, micro)
+    score = functools.partial(_score, model, micro.temperature, banned_V)
+    n = forward.logit_positions
+    L = micro.tokens.shape[1]
+    if not 0 < n < L:
+        columns = score(before_bxLxD, micro.tokens)
+    else:
+        parts = [_cut(x, n) for x in (before_bxLxD, micro.tokens)]
+        columns = jax.lax.map(lambda part: jax.checkpoint(score)(*part), tuple(parts))
+        columns = TokenLogprobs(*(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :L] for x in columns))
+    return TokenLogprobs(*(jnp.where(micro.mask, x, 0.0) for x in columns))
+
+
+def cast(params: nnx.State, dtype: str) -> nnx.State:
+    """The weights in another float type; the same arrays where they have it already."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _states_before(model: VisionLanguageModel, micro) -> jax.Array:
+    """The hidden states [b, L, D] that the suffix tokens were drawn from: the last of the prompt, then those of the suffix."""
+    p, N0 = micro.prompt_views.shape[:2]
+    group = micro.tokens.shape[0] // p
+    n = micro.views.shape[0]
+    views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
+    features = model.encode_images(views)
+    prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
+    hidden, prefix = model.prefill(
+        micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
+    )
+    first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
+    x = model.embed(micro.tokens, row_features[micro.view_index])
+    hidden, _ = model.decode(x, micro.positions, prefix=prefix)
+    return jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)
+
+
+def _score(
+    model: VisionLanguageModel,
+    temperature_b: jax.Array,
+    banned_V: jax.Array,
+    before_bxTxD: jax.Array,
+    tokens_bxT: jax.Array,
+) -> TokenLogprobs:
+    logits = jax.nn.log_softmax(policy_logits(model.logits(before_bxTxD), temperature_b, banned_V[None, None]))
+    logprob = jnp.take_along_axis(logits, tokens_bxT[..., None], axis=-1)[..., 0]
+    still = jax.lax.stop_gradient(logits)
+    entropy = -jnp.sum(jnp.exp(still) * still, axis=-1)
+    return TokenLogprobs(logprob, entropy, (still.argmax(axis=-1) == tokens_bxT).astype(jnp.float32))
+
+
+def _cut(x_bxLx: jax.Array, size: int) -> jax.Array:
+    """[b, L, ...] -> [ceil(L / size), b, size, ...], zeros at the end."""
+    b, L = x_bxLx.shape[:2]
+    padded = jnp.pad(x_bxLx, [(0, 0), (0, -L % size)] + [(0, 0)] * (x_bxLx.ndim - 2))
+    return padded.reshape(b, -1, size, *x_bxLx.shape[2:]).swapaxes(0, 1)
