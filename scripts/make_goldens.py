@@ -1,7 +1,8 @@
 """Makes and checks the goldens of the model: what transformers and torch compute for tiny checkpoints of every family.
 
     PYTHONPATH=. python scripts/make_goldens.py            writes tests/goldens/*.npz (needs torch and transformers)
-    PYTHONPATH=. python scripts/make_goldens.py --check    recomputes them and compares with mvg_jax (needs jax too)
+    PYTHONPATH=. python scripts/make_goldens.py --check    recomputes them and compares them with those stored, with
+        mvg_jax, and with folders that mvg_jax has written: in shards, and in bfloat16 (needs jax too)
 
 A golden holds what transformers itself wrote (config.json, image processor settings, names and shapes of the tensors),
 the inputs and the outputs. The weights are not stored: `random_weight` draws each from its name.
@@ -16,13 +17,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from absl import app, flags
+from parity import differences, limit, ours, picture, reference
 
 ONLY = flags.DEFINE_string("only", "", "Part of the names of the cases to run; empty: all.")
 CHECK = flags.DEFINE_bool("check", False, "Compare with the stored goldens instead of writing them.")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDENS = ROOT / "tests" / "goldens"
-NEW_TOKENS = 32
 VOCAB, IMAGE_TOKEN = 96, 90
 
 # Of InternVL, between them: tied and untied heads, Qwen2, Qwen3 and Llama decoders, four ratios of heads to kv heads, own
@@ -121,6 +122,7 @@ QWEN_VISION = {"hidden_size": 24, "num_heads": 2, "intermediate_size": 40}
 QWEN_TOP = {"image_token_id": IMAGE_TOKEN, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 ROWS = {"0": (0, 1, 2), "1": (1,)}  # the images of each prompt
+OUTPUTS = ("features", "positions", "logits", "greedy")
 
 
 def family(name: str) -> str:
@@ -148,13 +150,6 @@ def write_folder(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> None
     shapes = json.loads(str(golden["tensors"]))
     weights = {name: random_weight(name, tuple(shape)) for name, shape in shapes.items()}
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3]: a smooth picture with some noise; pure noise averages out in the features."""
-    y, x = np.meshgrid(np.linspace(0, 2 * np.pi, height), np.linspace(0, 2 * np.pi, width), indexing="ij")
-    waves = np.sin(np.einsum("ca,axy->xyc", rng.uniform(0.3, 3, (3, 2)), np.stack([y, x])))
-    return (127 + 100 * waves + rng.normal(0, 15, waves.shape)).clip(0, 255).astype(np.uint8)
 
 
 def inputs(sizes: list[tuple[int, int]], tokens_per_image: list[int]) -> dict[str, np.ndarray]:
@@ -211,113 +206,6 @@ def build(name: str, directory: pathlib.Path) -> dict[str, np.ndarray]:
     }
 
 
-def reference(name: str, directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By transformers: for each prompt the features of its images [tokens, W], positions, logits [L, V], greedy tokens."""
-    import torch
-    import transformers
-    from PIL import Image
-
-    kind = {
-        INTERNVL: (transformers.InternVLForConditionalGeneration, transformers.GotOcr2ImageProcessorPil),
-        QWEN2_5: (transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
-        QWEN3: (transformers.Qwen3VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
-    }[family(name)]
-    model, info = kind[0].from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        raise ValueError(f"transformers does not load the folder cleanly: {info}")
-    processor = kind[1].from_pretrained(directory)
-    # What this folder was made for is kept from resizing: the views have the size that they are to have.
-    resize = {} if family(name) == INTERNVL else {"do_resize": False}
-    out = {}
-    with torch.no_grad():
-        for row, images in ROWS.items():
-            pixels = processor([Image.fromarray(golden[f"view_{i}"]) for i in images], return_tensors="pt", **resize)
-            images = {field: pixels[field] for field in ("pixel_values", "image_grid_thw") if field in pixels}
-            found = model.get_image_features(**images, return_dict=True)
-            tokens = torch.tensor(golden[f"prompt_{row}"])[None]
-            length = tokens.shape[1]
-            if family(name) == INTERNVL:
-                features = [found.pooler_output.flatten(0, 1)]
-            else:
-                features = [torch.cat(found.pooler_output), *map(torch.cat, getattr(found, "deepstack_features", []))]
-                positions, _ = model.model.get_rope_index(
-                    tokens, mm_token_type_ids=(tokens == IMAGE_TOKEN).int(), image_grid_thw=images["image_grid_thw"]
-                )
-                out[f"positions_{row}"] = positions[:, 0].T.numpy().astype(np.int32)
-            out[f"features_{row}"] = torch.cat(features, dim=-1).numpy()
-            for _ in range(NEW_TOKENS):
-                kinds = {} if family(name) == INTERNVL else {"mm_token_type_ids": (tokens == IMAGE_TOKEN).int()}
-                logits = model(input_ids=tokens, use_cache=False, **images, **kinds).logits
-                if tokens.shape[1] == length:
-                    out[f"logits_{row}"] = logits[0].numpy().copy()
-                logits[..., IMAGE_TOKEN] = -torch.inf  # no image comes with a sampled placeholder
-                tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-            out[f"greedy_{row}"] = tokens[0, length:].numpy().astype(np.int32)
-    return out
-
-
-def ours(directory: pathlib.Path, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same from mvg_jax: the most likely next token at every position of prompt + greedy tokens."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    from mvg_jax.models import hf
-    from mvg_jax.positions import token_positions
-
-    model = hf.load(directory, jnp.float32)
-    graph, state = nnx.split(model)
-    encode = jax.jit(lambda state, views: nnx.merge(graph, state).encode_images(views))
-
-    @jax.jit
-    def forward(state, tokens, positions, features):
-        model = nnx.merge(graph, state)
-        return model.logits(model.decode(model.embed(tokens, features), positions)[0])
-
-    out = {}
-    rows = {row: np.concatenate([golden[f"prompt_{row}"], golden[f"greedy_{row}"]])[None] for row in ROWS}
-    # Both prompts have the same shapes: padded on the right, where a causal model does not look.
-    length = max(tokens.shape[1] for tokens in rows.values())
-    features = {}
-    with jax.default_matmul_precision("highest"):
-        for row, images in ROWS.items():
-            views = [golden[f"view_{i}"] for i in images]
-            features[row] = np.concatenate([np.asarray(encode(state, view[None])[0]) for view in views])
-        most = max(map(len, features.values()))
-        for row, images in ROWS.items():
-            start, end = len(golden[f"prompt_{row}"]), rows[row].shape[1]
-            tokens = np.pad(rows[row], ((0, 0), (0, length - end)))
-            grids = None
-            if model.config.position_grids is not None:
-                grids = np.array([[model.config.grid(*golden[f"view_{i}"].shape[:2]) for i in images]])
-            positions, _ = token_positions(tokens, np.array([end]), np.array([0]), IMAGE_TOKEN, grids)
-            padded = np.pad(features[row], ((0, most - len(features[row])), (0, 0)))
-            logits = np.asarray(forward(state, tokens, positions, padded[None, None])[0])
-            out[f"features_{row}"] = features[row]
-            if grids is not None:
-                out[f"positions_{row}"] = positions[0, :start]
-            out[f"logits_{row}"] = logits[:start].copy()
-            allowed = np.delete(logits[start - 1 : end - 1], IMAGE_TOKEN, axis=-1).argmax(-1)
-            out[f"greedy_{row}"] = allowed + (allowed >= IMAGE_TOKEN)
-    return out
-
-
-EXACT = ("greedy", "positions")
-
-
-def differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """Per output: max |difference| relative to the largest value; for tokens and positions the number that differ."""
-    result = {}
-    for name, value in found.items():
-        if name.startswith(EXACT):
-            result[name] = float((value != expected[name]).sum())
-        else:
-            result[name] = float(np.abs(value - expected[name]).max() / np.abs(expected[name]).max())
-    return result
-
-
 def main(_):
     failed = False
     for name in CASES:
@@ -327,34 +215,37 @@ def main(_):
             directory = pathlib.Path(folder)
             golden = build(name, directory)
             write_folder(directory, golden)
-            golden |= reference(name, directory, golden)
+            golden |= reference(directory, golden, ROWS)
             different = [len(set(golden[f"greedy_{i}"].tolist())) for i in (0, 1)]
             if not CHECK.value:
                 np.savez_compressed(GOLDENS / f"{name}.npz", **golden)
                 largest = np.abs(golden["logits_0"]).max()
                 print(f"{name}: written, {different} different greedy tokens, largest logit {largest:.2f}")
                 continue
-            stored = np.load(GOLDENS / f"{name}.npz")
+            stored = dict(np.load(GOLDENS / f"{name}.npz"))
+            shards, half = _saved_again(directory, "float32", 20_000), _saved_again(directory, "bfloat16", 10**9)
+            rounded = reference(half, golden, ROWS)
             rows = {
-                "stored": differences(reference(name, directory, golden), stored),
-                "mvg_jax": differences(ours(directory, golden), golden),
-                "saved by mvg_jax": differences(reference(name, _saved_again(directory), golden), golden),
+                "stored": differences({key: golden[key] for key in stored if key.startswith(OUTPUTS)}, stored),
+                "mvg_jax": differences(ours(directory, golden, ROWS, golden), golden),
+                "saved by mvg_jax in shards": differences(reference(shards, golden, ROWS), golden),
+                "saved by mvg_jax in bfloat16": differences(ours(half, golden, ROWS, rounded), rounded),
             }
             for what, row in rows.items():
-                failed |= any(value > (0 if key.startswith(EXACT) else 1e-4) for key, value in row.items())
-                print(f"{name}, {what}: " + "  ".join(f"{key} {value:.1e}" for key, value in row.items()))
+                failed |= any(value > limit(key) for key, value in row.items())
+                print(f"{name}, {what}: " + "  ".join(f"{key} {value:.1e}" for key, value in row.items()), flush=True)
     if failed:
         raise SystemExit("the outputs differ")
 
 
-def _saved_again(directory: pathlib.Path) -> pathlib.Path:
+def _saved_again(directory: pathlib.Path, dtype: str, max_shard_bytes: int) -> pathlib.Path:
     """A second folder, read and written by mvg_jax."""
     import jax.numpy as jnp
 
     from mvg_jax.models import hf
 
-    again = directory / "again"
-    hf.save(hf.load(directory, jnp.float32), again, dtype=jnp.float32, end_of_turn=1, pad=0)
+    again, settings = directory / f"again_{dtype}", {"end_of_turn": 1, "pad": 0, "max_shard_bytes": max_shard_bytes}
+    hf.save(hf.load(directory, jnp.float32), again, dtype=jnp.dtype(dtype), **settings)
     return again
 
 

@@ -105,6 +105,7 @@ class QwenVisionConfig:
     gated: bool = True
     window_size: int | None = 112
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    rope_theta: float = 10_000.0
     num_position_embeddings: int | None = None
     deepstack_visual_indexes: tuple[int, ...] = ()
 

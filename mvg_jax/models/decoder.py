@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
         x_BxTxD, *deep = jnp.split(x_BxTxW, W // self.config.hidden_size, axis=-1)
         count_B = jnp.full(B, T, jnp.int32) if count_B is None else count_B
         section, interleaved = self.config.mrope_section, self.config.mrope_interleaved
-        axis_C = None if section is None else mrope_axes(section, interleaved)
+        axis_C = None if section is None else mrope_axes(section, interleaved, self.config.head_dim // 2)
         sin, cos = rope_tables(positions, self.config.head_dim, self.config.rope_theta, axis_C)
         slot_BxT = None
         if cache is not None:

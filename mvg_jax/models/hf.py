@@ -24,7 +24,7 @@ from flax import nnx
 
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.models.hf_internvl import INTERNVL
-from mvg_jax.models.hf_layout import Disk, Family, HFLayoutError, Path, disk_names
+from mvg_jax.models.hf_layout import Disk, Family, Fields, HFLayoutError, Path, disk_names
 from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL, QWEN3_VL
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,6 +53,9 @@ def load(
     with _open_weights(directory) as tensors:
         family, config = _read_config(directory, tensors)
         stored = _stored_names(family, tensors)
+        if config.tie_word_embeddings and family.head in stored:
+            _check_tied(directory, tensors, stored[family.head], stored.get(family.embedding, ""))
+            del stored[family.head]
         shapes = {name: tuple(tensors[old].get_slice(old).get_shape()) for name, old in stored.items()}
         graph, state = nnx.split(nnx.eval_shape(lambda: family.model(config, nnx.Rngs(0))))
         flat = dict(nnx.to_flat_state(state))
@@ -94,13 +97,18 @@ def _read_config(directory: pathlib.Path, tensors: Iterable[str]) -> tuple[Famil
         )
     family = FAMILIES[config["model_type"]]
     if (directory / "preprocessor_config.json").is_file():
-        processor = _json(directory / "preprocessor_config.json")
+        processor = Fields("", _json(directory / "preprocessor_config.json"), {}, "preprocessor_config.json")
     else:  # transformers 5 saves the whole processor in one file
-        processor = _json(directory / "processor_config.json").get("image_processor", {})
+        whole = _json(directory / "processor_config.json")
+        processor = Fields("image_processor.", whole.get("image_processor", {}), {}, "processor_config.json")
     try:
-        return family, family.read_config(config, processor, family.head in _stored_names(family, tensors))
+        read = family.read_config(config, processor, family.head in _stored_names(family, tensors))
+        if not 0 <= read.image_token_id < read.text.vocab_size:
+            vocabulary = f"text_config.vocab_size is {read.text.vocab_size}"
+            raise HFLayoutError(f"config.json: image_token_id is {read.image_token_id}, but {vocabulary}")
     except HFLayoutError as error:
         raise HFLayoutError(f"{directory}: {error}") from None
+    return family, read
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -137,6 +145,19 @@ def _open_weights(directory: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
+def _check_tied(directory: pathlib.Path, tensors: Mapping[str, Any], head: str, embedding: str) -> None:
+    """A tied model's file may hold the head once more; transformers ties the two only if they are equal, and so do we."""
+    first, *rest = (tensors[name].get_slice(name) for name in (head, embedding) if name in tensors)
+    same = [first.get_shape()] == [other.get_shape() for other in rest]
+    rows, step = first.get_shape()[0], 4096  # rows at a time: neither is ever on the host as a whole
+    pieces = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+    if not same or any((first[piece] != rest[0][piece]).any() for piece in pieces):
+        raise HFLayoutError(
+            f"{directory}: config.json contradicts the weights: tie_word_embeddings is True, but {head} is not {embedding}; "
+            "with tie_word_embeddings false the model has this head of its own"
+        )
+
+
 def _check(directory: pathlib.Path, family: Family, config: ModelConfig, places: Mapping[Path, Disk],
            shapes: Mapping[str, tuple[int, ...]]) -> None:  # fmt: skip
     """Raises one HFLayoutError for all that is wrong: first the config fields, if they explain it, else the tensors."""
@@ -151,9 +172,8 @@ def _check(directory: pathlib.Path, family: Family, config: ModelConfig, places:
         layers = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
         if layers and max(layers) + 1 != expected(config):
             wrong.append(f"{field} is {expected(config)}, but the files hold layers up to {max(layers)}")
-    if config.tie_word_embeddings == (family.head in shapes):
-        state = "there is" if config.tie_word_embeddings else "there is no"
-        wrong.append(f"tie_word_embeddings is {config.tie_word_embeddings}, but {state} {family.head}")
+    if not config.tie_word_embeddings and family.head not in shapes:
+        wrong.append(f"tie_word_embeddings is False, but there is no {family.head}")
     if wrong:
         raise HFLayoutError(f"{directory}: config.json contradicts the weights: " + "; ".join(wrong))
     problems = {

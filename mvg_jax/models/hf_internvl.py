@@ -18,11 +18,13 @@ from mvg_jax.models.hf_layout import (
     HFLayoutError,
     decoder_fields,
     read_decoder,
+    read_image_settings,
     read_tied,
     under,
     write_decoder,
 )
 from mvg_jax.models.internvl import InternVL
+from mvg_jax.models.layers import ACTIVATIONS
 
 VISION_NAMES = (
     ("cls_token", "embeddings.cls_token", PARAMETER),
@@ -83,7 +85,7 @@ def _decoder_type(text: TextConfig) -> str:
     return "qwen2" if text.attention_bias and not text.output_bias else "llama"
 
 
-def _read(config: Mapping[str, Any], processor: Mapping[str, Any], has_head: bool) -> ModelConfig:
+def _read(config: Mapping[str, Any], processor: Fields, has_head: bool) -> ModelConfig:
     for section in ("text_config", "vision_config"):
         if not isinstance(config.get(section), dict):
             raise HFLayoutError(f"config.json lacks {section}")
@@ -97,7 +99,17 @@ def _read(config: Mapping[str, Any], processor: Mapping[str, Any], has_head: boo
     vision.require("use_absolute_position_embeddings", True)
     vision.require("norm_type", "layer_norm", "rms_norm")
     model_type = text.require("model_type", "qwen2", "qwen3", "llama")
-    image = Fields("", processor, {"rescale_factor": 1 / 255})
+    vision.require("hidden_act", *ACTIVATIONS)
+    top.require("projector_hidden_act", *ACTIVATIONS)
+    vision.multiple("hidden_size", of="num_attention_heads")
+    fold = 1 / top["downsample_ratio"]
+    if fold != round(fold):
+        top.refuse("downsample_ratio", "supported: 1, 1/2, 1/3, ...")
+    image_size, patch_size = vision.square("image_size"), vision.square("patch_size")
+    if image_size % (patch_size * round(fold)):
+        vision.refuse(
+            "image_size", f"it must be a multiple of patch_size / downsample_ratio ({patch_size * round(fold)})"
+        )
     return ModelConfig(
         vision=VisionConfig(
             **{
@@ -108,16 +120,15 @@ def _read(config: Mapping[str, Any], processor: Mapping[str, Any], has_head: boo
                     "layer_scale_init_value",
                 )
             },
-            image_size=vision.square("image_size"),
-            patch_size=vision.square("patch_size"),
+            image_size=image_size,
+            patch_size=patch_size,
         ),
         text=read_decoder(text, model_type),
         downsample_ratio=top["downsample_ratio"],
         projector_hidden_act=top["projector_hidden_act"],
         tie_word_embeddings=read_tied(config, config["text_config"], has_head),
         image_token_id=top["image_token_id"],
-        image_mean=tuple(image["image_mean"]),
-        image_std=tuple(image["image_std"]),
+        **read_image_settings(processor),
     )  # fmt: skip
 
 
@@ -192,6 +203,7 @@ INTERNVL = Family(
     + under("vision_tower", "vision_tower", VISION_NAMES)
     + OTHER_NAMES,
     head="language_model.lm_head.weight",
+    embedding="language_model.model.embed_tokens.weight",
     read_config=_read,
     write_config=_write,
     write_processor=_processor,

@@ -7,12 +7,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from flax import nnx
 
 from mvg_jax.models.config import ModelConfig, TextConfig
+from mvg_jax.models.layers import ACTIVATIONS
 
 Path = tuple[str | int, ...]
 
@@ -118,29 +119,38 @@ def disk_names(rows: Rows, shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path,
 
 
 class Fields:
-    """One section of config.json; what is wrong is reported with the field's full name."""
+    """One section of config.json or of another file; what is wrong is reported with the field's full name."""
 
-    def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any]):
-        self.where, self.values, self.defaults = where, values, defaults
+    def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any], file: str = "config.json"):
+        self.where, self.values, self.defaults, self.file = where, values, defaults, file
 
     def __getitem__(self, field: str) -> Any:
         if field in self.values:
             return self.values[field]
         if field in self.defaults:
             return self.defaults[field]
-        raise HFLayoutError(f"config.json lacks {self.where}{field}")
+        raise HFLayoutError(f"{self.file} lacks {self.where}{field}")
 
     def require(self, field: str, *allowed: Any) -> Any:
         value = self[field]
         if value not in allowed:
-            raise HFLayoutError(f"config.json: {self.where}{field} is {value!r}; supported: {list(allowed)}")
+            self.refuse(field, f"supported: {list(allowed)}")
         return value
+
+    def multiple(self, field: str, of: str, times: int = 1) -> int:
+        """The field, which must be a multiple of `times` that of another."""
+        if self[field] % (times * self[of]):
+            self.refuse(field, f"it must be a multiple of {f'{times} * ' if times > 1 else ''}{of} ({self[of]})")
+        return self[field]
+
+    def refuse(self, field: str, why: str) -> NoReturn:
+        raise HFLayoutError(f"{self.file}: {self.where}{field} is {self[field]!r}; {why}")
 
     def square(self, field: str) -> int:
         value = self[field]
         sides = set(value) if isinstance(value, list) else {value}
         if len(sides) != 1:
-            raise HFLayoutError(f"config.json: {self.where}{field} is {value!r}; only squares are supported")
+            self.refuse(field, "only squares are supported")
         return sides.pop()
 
 
@@ -148,6 +158,16 @@ def read_tied(top: Mapping[str, Any], text: Mapping[str, Any], has_head: bool) -
     """Whether the head is the embedding. transformers 5 reads the top level, which wins over text_config; files of
     version 4 may say it in either or none."""
     return top.get("tie_word_embeddings", text.get("tie_word_embeddings", not has_head))
+
+
+def read_image_settings(image: Fields) -> dict[str, tuple[float, ...]]:
+    """image_mean and image_std of the image processor."""
+    for field in ("do_rescale", "do_normalize"):
+        if not image.values.get(field, True):
+            image.refuse(field, "supported: true")
+    if not math.isclose(image.values.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        image.refuse("rescale_factor", "supported: 1/255")
+    return {field: tuple(image[field]) for field in ("image_mean", "image_std")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,14 +207,19 @@ def read_decoder(text: Fields, model_type: str) -> TextConfig:
     """The decoder's shape. HFLayoutError names a field that says something we cannot run."""
     kind = DECODERS[model_type]
     defaults = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-    text = Fields(text.where, text.values, {**defaults, "rms_norm_eps": kind.rms_norm_eps})
+    defaults["rms_norm_eps"] = kind.rms_norm_eps
+    # Some files spell out what is left to the default as null.
+    text = Fields(text.where, {key: value for key, value in text.values.items() if value is not None}, defaults)
     text.require("mlp_bias", False)
     text.require("use_sliding_window", False)
-    layers = set(text.values.get("layer_types") or ()) - {"full_attention"}
+    text.require("hidden_act", *ACTIVATIONS)
+    text.multiple("num_attention_heads", of="num_key_value_heads")
+    layers = set(text.values.get("layer_types", ())) - {"full_attention"}
     if layers:
         raise HFLayoutError(f"config.json: {text.where}layer_types holds {sorted(layers)}; supported: full_attention")
-    head_dim = text.values.get("head_dim") or kind.head_dim or text["hidden_size"] // text["num_attention_heads"]
+    head_dim = text.values.get("head_dim", kind.head_dim) or text["hidden_size"] // text["num_attention_heads"]
     said = kind.attention_bias is None
+    rope = _read_rope(text)
     return TextConfig(
         **{
             field: text[field]
@@ -204,42 +229,46 @@ def read_decoder(text: Fields, model_type: str) -> TextConfig:
             )
         },
         head_dim=head_dim,
-        rope_theta=_rope_theta(text, kind.rope_theta),
+        rope_theta=float(rope.get("rope_theta", text.values.get("rope_theta", kind.rope_theta))),
         attention_bias=text["attention_bias"] if said else kind.attention_bias,
         output_bias=text["attention_bias"] if said else False,
         qk_norm=kind.qk_norm,
-        mrope_section=_mrope_section(text, kind, head_dim),
+        mrope_section=_mrope_section(text.where, rope, kind, head_dim),
         mrope_interleaved=kind.mrope_interleaved,
     )  # fmt: skip
 
 
-def _rope_theta(text: Fields, default: float) -> float:
-    """The base of the rotary angles, from version 5's rope_parameters or version 4's rope_theta and rope_scaling.
+def _read_rope(text: Fields) -> Mapping[str, Any]:
+    """What turns the rotary angles: version 4's rope_scaling, which wins in version 5 too, or its rope_parameters.
 
-    "dynamic" (InternVL3) changes the angles only beyond the trained length, and is taken as "default" up to it.
+    "dynamic" (InternVL3) changes the angles only beyond max_position_embeddings, and is "default" up to there. "linear",
+    "llama3", "yarn" and "longrope" change them everywhere.
     """
-    rope = text.values.get("rope_parameters") or {}
-    scaling = text.values.get("rope_scaling") or {}
-    for where, section in (("rope_parameters", rope), ("rope_scaling", scaling)):
+    for where in ("rope_scaling", "rope_parameters"):
+        section = text.values.get(where, {})
         kind = section.get("rope_type", section.get("type", "default"))
         if kind not in ("default", "dynamic", "mrope"):
             raise HFLayoutError(f"config.json: {text.where}{where} has rope_type {kind!r}; supported: default, dynamic")
-    for section in (rope, text.values):
-        if section.get("partial_rotary_factor", 1.0) != 1.0:
-            raise HFLayoutError(f"config.json: {text.where}partial_rotary_factor is not 1; not supported")
-    return float(rope.get("rope_theta", text.values.get("rope_theta", default)))
+        if any(isinstance(value, dict) for value in section.values()):
+            raise HFLayoutError(f"config.json: {text.where}{where} differs between layers; not supported")
+        for values in (section, text.values):
+            if values.get("partial_rotary_factor") not in (None, 1.0):
+                raise HFLayoutError(f"config.json: {text.where}partial_rotary_factor is not 1; not supported")
+    return text.values.get("rope_scaling") or text.values.get("rope_parameters", {})
 
 
-def _mrope_section(text: Fields, kind: DecoderKind, head_dim: int) -> tuple[int, int, int] | None:
-    rope = {**(text.values.get("rope_scaling") or {}), **(text.values.get("rope_parameters") or {})}
+def _mrope_section(
+    where: str, rope: Mapping[str, Any], kind: DecoderKind, head_dim: int
+) -> tuple[int, int, int] | None:
     if kind.mrope_section is None:
         if "mrope_section" in rope:
-            raise HFLayoutError(f"config.json: {text.where}rope_parameters has mrope_section; not supported here")
+            raise HFLayoutError(f"config.json: {where}rope_parameters has mrope_section; not supported here")
         return None
     section = tuple(rope.get("mrope_section", kind.mrope_section))
-    if len(section) != 3 or sum(section) != head_dim // 2:
+    # Interleaved, what the sections do not reach turns with time, and what they have too much is cut off.
+    if len(section) != 3 or (sum(section) != head_dim // 2 and not kind.mrope_interleaved):
         raise HFLayoutError(
-            f"config.json: {text.where}rope_parameters has mrope_section {list(section)}; it must be three numbers that "
+            f"config.json: {where}rope_parameters has mrope_section {list(section)}; it must be three numbers that "
             f"sum to half of head_dim {head_dim}"
         )
     return section
@@ -293,13 +322,15 @@ class Family:
     """Everything that differs between families on disk.
 
     renamed: (prefix, the prefix we write) of tensor names that other versions of transformers wrote.
+    head, embedding: names of the two tensors that may be one.
     read_config(config.json, image processor settings, whether the files hold `head`) -> ModelConfig, and the ways back.
     """
 
     model: type[nnx.Module]
     names: Rows
     head: str
-    read_config: Callable[[Mapping[str, Any], Mapping[str, Any], bool], ModelConfig]
+    embedding: str
+    read_config: Callable[[Mapping[str, Any], Fields, bool], ModelConfig]
     write_config: Callable[[ModelConfig, str], dict[str, Any]]
     write_processor: Callable[[ModelConfig], dict[str, Any]]
     fields: tuple[Confirmed, ...]

@@ -18,10 +18,12 @@ from mvg_jax.models.hf_layout import (
     HFLayoutError,
     decoder_fields,
     read_decoder,
+    read_image_settings,
     read_tied,
     under,
     write_decoder,
 )
+from mvg_jax.models.layers import ACTIVATIONS
 from mvg_jax.models.qwen_vl import QwenVL
 
 # Views have a grid of this many decoder positions a side unless the config is told another size.
@@ -70,7 +72,9 @@ DEFAULTS = {
     "vision_start_token_id": 151652,
     "vision_end_token_id": 151653,
 }
+AXIAL = {"rope_type": "axial", "rope_theta": 10_000.0}
 VISION_2_5 = {
+    "in_channels": 3,
     "depth": 32,
     "hidden_size": 3584,
     "num_heads": 16,
@@ -84,6 +88,7 @@ VISION_2_5 = {
     "out_hidden_size": 3584,
 }
 VISION_3 = {
+    "in_channels": 3,
     "depth": 27,
     "hidden_size": 1152,
     "num_heads": 16,
@@ -99,7 +104,7 @@ VISION_3 = {
 
 
 def _reader(defaults: Mapping[str, Any], text_type: str, gated: bool) -> Callable[..., QwenVLConfig]:
-    def read(config: Mapping[str, Any], processor: Mapping[str, Any], has_head: bool) -> QwenVLConfig:
+    def read(config: Mapping[str, Any], processor: Fields, has_head: bool) -> QwenVLConfig:
         if not isinstance(config.get("vision_config"), dict):
             raise HFLayoutError("config.json lacks vision_config")
         nested = isinstance(config.get("text_config"), dict)
@@ -108,30 +113,53 @@ def _reader(defaults: Mapping[str, Any], text_type: str, gated: bool) -> Callabl
         top = Fields("", config, DEFAULTS)
         text = Fields("text_config.", config["text_config"], {}) if nested else Fields("", config, {})
         vision = Fields("vision_config.", config["vision_config"], defaults)
-        vision.require("temporal_patch_size", 2)
+        vision.require("out_hidden_size", text["hidden_size"])
         decoder = read_decoder(text, text_type)
-        vision.require("out_hidden_size", decoder.hidden_size)
-        if vision.values.get("in_channels", 3) != 3:
-            raise HFLayoutError(f"config.json: vision_config.in_channels is {vision['in_channels']}; supported: 3")
-        shape = {field: vision[field] for field in defaults if field != "out_hidden_size"}
-        for field in ("fullatt_block_indexes", "deepstack_visual_indexes"):
-            if field in shape:
-                shape[field] = tuple(shape[field])
-        own = {"gated": gated} if gated else {"gated": gated, "window_size": None, "fullatt_block_indexes": ()}
-        shape = QwenVisionConfig(**shape, **own)
+        shape = _read_vision(vision, gated)
         side = TOKENS_A_SIDE * shape.patch_size * shape.spatial_merge_size
-        image = Fields("", processor, {})
+        # transformers 5 takes either place of this family's for a yes: older files have it in text_config.
+        tied = read_tied(config, text.values, has_head) or (gated and bool(text.values.get("tie_word_embeddings")))
         return QwenVLConfig(
             vision=shape,
             text=decoder,
-            tie_word_embeddings=read_tied(config, text.values, has_head),
+            tie_word_embeddings=tied,
             **{field: top[field] for field in DEFAULTS},
-            image_mean=tuple(image["image_mean"]),
-            image_std=tuple(image["image_std"]),
+            **read_image_settings(processor),
             view_size=(side, side),
         )
 
     return read
+
+
+def _read_vision(vision: Fields, gated: bool) -> QwenVisionConfig:
+    """The tower's shape; HFLayoutError names a field that says something we cannot run."""
+    vision.require("temporal_patch_size", 2)
+    vision.require("in_channels", 3)
+    vision.require("hidden_act", *ACTIVATIONS)
+    vision.multiple("hidden_size", of="num_heads", times=4)  # a head's angles turn in pairs with row and column
+    own = {}
+    if gated:
+        unit = vision.square("patch_size") * vision["spatial_merge_size"]
+        if vision["window_size"] < unit:
+            vision.refuse("window_size", f"a window must hold at least one token of {unit} pixels a side")
+        own |= {"window_size": vision["window_size"], "fullatt_block_indexes": tuple(vision["fullatt_block_indexes"])}
+    else:
+        deep = tuple(vision["deepstack_visual_indexes"])
+        if len(set(deep)) < len(deep) or not set(deep) <= set(range(vision["depth"])):
+            vision.refuse("deepstack_visual_indexes", f"they must be different layers below depth ({vision['depth']})")
+        own |= {"window_size": None, "fullatt_block_indexes": (), "deepstack_visual_indexes": deep}
+        own |= {"num_position_embeddings": vision["num_position_embeddings"]}
+    rope = Fields("vision_config.rope_parameters.", vision.values.get("rope_parameters") or {}, AXIAL)
+    rope.require("rope_type", "axial", "default")
+    return QwenVisionConfig(
+        **{field: vision[field] for field in ("depth", "hidden_size", "num_heads", "intermediate_size", "hidden_act")},
+        patch_size=vision.square("patch_size"),
+        temporal_patch_size=vision["temporal_patch_size"],
+        spatial_merge_size=vision["spatial_merge_size"],
+        rope_theta=float(rope["rope_theta"]),
+        gated=gated,
+        **own,
+    )
 
 
 def _writer(family: str, architecture: str, defaults: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
@@ -139,6 +167,7 @@ def _writer(family: str, architecture: str, defaults: Mapping[str, Any]) -> Call
         vision = dataclasses.asdict(config.vision)
         vision = {field: vision[field] for field in defaults if field in vision}
         vision |= {"out_hidden_size": config.text.hidden_size, "in_channels": 3, "dtype": dtype}
+        vision["rope_parameters"] = {**AXIAL, "rope_theta": config.vision.rope_theta}
         return {
             "architectures": [architecture],
             "model_type": family,
@@ -197,6 +226,7 @@ QWEN2_5_VL = Family(
     model=QwenVL,
     names=NAMES_2_5,
     head="lm_head.weight",
+    embedding="model.embed_tokens.weight",
     read_config=_reader(VISION_2_5, "qwen2_5_vl_text", gated=True),
     write_config=_writer("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", VISION_2_5),
     write_processor=_write_processor,
@@ -209,6 +239,7 @@ QWEN3_VL = Family(
     model=QwenVL,
     names=NAMES_3,
     head="lm_head.weight",
+    embedding="model.language_model.embed_tokens.weight",
     read_config=_reader(VISION_3, "qwen3_vl_text", gated=False),
     write_config=_writer("qwen3_vl", "Qwen3VLForConditionalGeneration", VISION_3),
     write_processor=_write_processor,

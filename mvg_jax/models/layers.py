@@ -36,12 +36,12 @@ def rope_tables(
     return jnp.sin(angle_BxTxC), jnp.cos(angle_BxTxC)
 
 
-def mrope_axes(section: tuple[int, int, int], interleaved: bool) -> np.ndarray:
+def mrope_axes(section: tuple[int, int, int], interleaved: bool, angles: int | None = None) -> np.ndarray:
     """Which of (time, height, width) each of the C/2 angles turns with: in three runs (Qwen2-VL), or interleaved
-    t h w t h w ... until the shorter sections are used up, then time (Qwen3-VL)."""
+    t h w t h w ... until the shorter sections are used up, then time (Qwen3-VL). angles: by default all of the sections."""
     if not interleaved:
         return np.repeat([0, 1, 2], section)
-    c = np.arange(sum(section))
+    c = np.arange(sum(section) if angles is None else angles)
     return np.where(c < 3 * np.array(section)[c % 3], c % 3, 0)
 
 

@@ -5,6 +5,7 @@ order of windows, in a window in the order of merged tokens, in a token its patc
 grid that is no multiple of the window are filled up with slots that nobody attends to.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,6 @@ from flax import nnx
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig
 from mvg_jax.models.layers import ACTIVATIONS, apply_rope, run_layer
 from mvg_jax.models.vlm import VisionLanguageModel
-
-ROPE_THETA = 10_000.0
 
 
 class Slots(NamedTuple):
@@ -43,9 +42,9 @@ def make_slots(rows: int, columns: int, merge: int, window: int | None) -> Slots
     return Slots(patch_WxS, order[: tall * wide])
 
 
-def rotary_tables(slots: Slots, columns: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(slots: Slots, columns: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """(sin, cos) [1, W*S, C/2]: the first half of the angles turns with the patch's row, the other with its column."""
-    inverse = ROPE_THETA ** (-np.arange(0, head_dim // 2, 2, dtype=np.float32) / np.float32(head_dim // 2))
+    inverse = np.float32(theta) ** (-np.arange(0, head_dim // 2, 2, dtype=np.float32) / np.float32(head_dim // 2))
     patch = np.maximum(slots.patch_WxS.reshape(-1, 1), 0)
     angle = np.concatenate([x.astype(np.float32) * inverse for x in (patch // columns, patch % columns)], axis=-1)
     return np.sin(angle)[None], np.cos(angle)[None]
@@ -142,16 +141,15 @@ class VisionTower(nnx.Module):
         window = None if c.window_size is None else c.window_size // c.patch_size // c.spatial_merge_size
         slots = make_slots(rows, columns, c.spatial_merge_size, window)
         real_WxS = slots.patch_WxS >= 0
-        sin, cos = rotary_tables(slots, columns, c.hidden_size // c.num_heads)
+        sin, cos = rotary_tables(slots, columns, c.hidden_size // c.num_heads, c.rope_theta)
 
         mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (self.mean, self.std))
         pixels = ((views_NxHxWx3.astype(jnp.float32) / 255.0 - mean) / std).astype(self.patch_embed.kernel.dtype)
         patches = pixels.reshape(N, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(N, rows * columns, -1)
-        x = self.patch_embed(
-            jnp.tile(patches, (1, 1, c.temporal_patch_size))
-        )  # a still image is a film of equal frames
+        films = jnp.tile(patches, (1, 1, c.temporal_patch_size))  # a still image is a film of equal frames
+        x = self.patch_embed(films)
         if self.pos_embed is not None:
-            index, weight = interpolation(rows, columns, round(c.num_position_embeddings**0.5))
+            index, weight = interpolation(rows, columns, math.isqrt(c.num_position_embeddings))
             table = self.pos_embed.embedding[...].astype(jnp.float32)
             x = x + jnp.einsum("pt,ptd->pd", weight, table[index])[None].astype(x.dtype)
         x = x[:, np.maximum(slots.patch_WxS.reshape(-1), 0)]
@@ -184,16 +182,18 @@ class Merger(nnx.Module):
 
 
 class Projector(nnx.Module):
-    """The merger, and one more for each DeepStack layer."""
+    """The merger, and one more for each DeepStack layer, in the order in which the config names the layers."""
 
     def __init__(self, config: QwenVLConfig, rngs: nnx.Rngs):
         self.merger = Merger(config, norm_all=False, rngs=rngs)
         deep = config.vision.deepstack_visual_indexes
         self.deepstack = nnx.List([Merger(config, norm_all=True, rngs=rngs) for _ in deep])
+        self.by_layer = tuple(sorted(range(len(deep)), key=lambda i: deep[i]))
 
     def __call__(self, taken: list[jax.Array]) -> jax.Array:
         *deep, last = taken
-        parts = [self.merger(last), *(merger(x) for merger, x in zip(self.deepstack, deep, strict=True))]
+        mergers = [self.deepstack[i] for i in self.by_layer]
+        parts = [self.merger(last), *(merger(x) for merger, x in zip(mergers, deep, strict=True))]
         return jnp.concatenate(parts, axis=-1)
 
 

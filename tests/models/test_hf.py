@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import pathlib
 import re
@@ -6,8 +5,10 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import make_goldens
 import ml_dtypes
 import numpy as np
+import parity
 import pytest
 import safetensors
 import safetensors.numpy
@@ -18,9 +19,6 @@ from mvg_jax.models.config import tiny
 from mvg_jax.models.internvl import InternVL
 
 ROOT = pathlib.Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("make_goldens", ROOT / "scripts" / "make_goldens.py")
-make_goldens = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_goldens)
 
 CASES = tuple(make_goldens.CASES)
 EMBEDDING = "language_model.model.embed_tokens.weight"
@@ -68,10 +66,11 @@ def test_outputs_are_those_of_transformers(folders, case):
     induction both generate the same 32.
     """
     folder, golden = folders[case]
-    found = make_goldens.ours(folder, golden)
-    for name, difference in make_goldens.differences(found, golden).items():
+    found = parity.ours(folder, golden, make_goldens.ROWS, golden)
+    assert found.keys() == {name for name in golden if name.startswith(make_goldens.OUTPUTS)}
+    for name, difference in parity.differences(found, golden).items():
         assert found[name].shape == golden[name].shape
-        assert difference <= (0 if name.startswith(make_goldens.EXACT) else 1e-4), name
+        assert difference <= (0 if name.startswith(parity.EXACT) else 1e-4), name
     assert len(set(golden["greedy_0"].tolist())) >= 5  # a golden that repeats one token would prove little
 
 
@@ -170,13 +169,33 @@ def test_the_flat_config_of_the_first_qwen2_5_vl(folders, tmp_path):
             "deepstack_visual_indexes (their number) is 1",
         ),
         ("qwen3_vl_tied", "vision_config", "num_position_embeddings", 36, "num_position_embeddings is 36"),
+        ("qwen2_5_vl_tied", "text_config", "rope_parameters", {"mrope_section": [4, 4, 4]}, "mrope_section [4, 4, 4]"),
         (
             "qwen3_vl_tied",
-            "text_config",
-            "rope_parameters",
-            {"mrope_section": [4, 4, 4]},
-            "has mrope_section [4, 4, 4]",
+            "vision_config",
+            "deepstack_visual_indexes",
+            [0, 3],
+            "deepstack_visual_indexes is [0, 3]; they",
         ),
+        (
+            "qwen3_vl_tied",
+            "vision_config",
+            "deepstack_visual_indexes",
+            [1, 1],
+            "deepstack_visual_indexes is [1, 1]; they",
+        ),
+        ("qwen3_vl_tied", "vision_config", "num_heads", 4, "hidden_size is 24; it must be a multiple of 4 * num_heads"),
+        ("qwen3_vl_tied", "vision_config", "in_channels", 1, "vision_config.in_channels is 1"),
+        ("qwen3_vl_tied", "vision_config", "hidden_act", "mish", "vision_config.hidden_act is 'mish'"),
+        (
+            "qwen3_vl_tied",
+            "vision_config",
+            "rope_parameters",
+            {"rope_type": "yarn"},
+            "rope_parameters.rope_type is 'yarn'",
+        ),
+        ("qwen2_5_vl_tied", "vision_config", "window_size", 4, "vision_config.window_size is 4; a window must hold"),
+        ("qwen2_5_vl_tied", None, "image_token_id", 96, "image_token_id is 96, but text_config.vocab_size is 96"),
         ("qwen3_vl_tied", None, "vision_config", None, "lacks vision_config"),
         ("qwen3_vl_tied", None, "model_type", "qwen3_vl_moe", "model_type is 'qwen3_vl_moe'"),
     ],
@@ -316,10 +335,16 @@ def test_a_config_that_contradicts_the_tensors_names_the_field(folder, section, 
         hf.load(folder, jnp.float32)
 
 
-def test_tied_embeddings_have_no_head(folder):
+def test_tied_embeddings_need_no_head_and_allow_only_their_copy(folder):
+    expected = _parameters(hf.load(folder, jnp.float32))
     _edit_weights(folder, lambda weights: weights.update({HEAD: weights[EMBEDDING]}))
-    with pytest.raises(hf.HFLayoutError, match=rf"tie_word_embeddings is True, but there is {re.escape(HEAD)}"):
-        hf.load(folder, jnp.float32)
+    found = _parameters(hf.load(folder, jnp.float32))
+    assert found.keys() == expected.keys()
+    for head in (lambda x: x + (np.arange(len(x)) == 95)[:, None], lambda x: x[:-1]):
+        _edit_weights(folder, lambda weights: weights.update({HEAD: head(weights[EMBEDDING])}))  # noqa: B023
+        with pytest.raises(hf.HFLayoutError, match=rf"tie_word_embeddings is True, but {re.escape(HEAD)} is not"):
+            hf.load(folder, jnp.float32)
+    _edit_weights(folder, lambda weights: weights.update({HEAD: weights[EMBEDDING]}))
     # A config that does not say takes what the files hold.
     for section in (lambda config: config, lambda config: config["text_config"]):
         _edit(folder / "config.json", lambda config: section(config).pop("tie_word_embeddings", None))  # noqa: B023
@@ -344,6 +369,20 @@ def test_tied_embeddings_have_no_head(folder):
         ("text_config", "partial_rotary_factor", 0.5, "text_config.partial_rotary_factor is not 1"),
         ("text_config", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling has rope_type 'linear'"),
         ("text_config", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "rope_type 'yarn'"),
+        ("text_config", "rope_parameters", {"rope_type": "llama3", "factor": 8.0}, "rope_type 'llama3'"),
+        ("text_config", "rope_scaling", {"rope_type": "longrope"}, "text_config.rope_scaling has rope_type 'longrope'"),
+        ("text_config", "rope_parameters", {"full_attention": {"rope_theta": 1e4}}, "rope_parameters differs between"),
+        ("text_config", "hidden_act", "mish", "text_config.hidden_act is 'mish'"),
+        (
+            "text_config",
+            "num_key_value_heads",
+            3,
+            "num_attention_heads is 4; it must be a multiple of num_key_value_heads (3)",
+        ),
+        (None, "projector_hidden_act", "mish", "projector_hidden_act is 'mish'"),
+        (None, "downsample_ratio", 0.4, "downsample_ratio is 0.4"),
+        ("vision_config", "image_size", [40, 40], "vision_config.image_size is [40, 40]; it must be a multiple of"),
+        ("vision_config", "num_attention_heads", 5, "vision_config.hidden_size is 24; it must be a multiple of"),
         ("vision_config", "use_mask_token", True, "vision_config.use_mask_token is True"),
         ("vision_config", "norm_type", "group_norm", "vision_config.norm_type is 'group_norm'"),
         ("vision_config", "image_size", [32, 64], "vision_config.image_size is [32, 64]"),
@@ -395,6 +434,28 @@ def test_image_processor_settings_in_the_combined_file(folder):
 def test_a_missing_file_is_named(folder, file):
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=re.escape(f"{folder} holds no {file}")):
+        hf.load(folder, jnp.float32)
+
+
+@pytest.mark.parametrize("case", ["qwen2_5_vl_tied", "qwen3_vl_tied"])
+def test_what_is_wrong_with_a_qwen_file_is_said_at_once(folders, tmp_path, case):
+    folder = shutil.copytree(folders[case][0], tmp_path / "checkpoint")
+    names = json.loads(str(folders[case][1]["tensors"]))
+    missing = next(name for name in names if name.endswith("blocks.1.attn.proj.bias"))
+    bent = next(name for name in names if name.endswith("blocks.2.attn.qkv.bias"))
+
+    def spoil(weights):
+        del weights[missing]
+        weights["stray.weight"] = np.zeros(3, np.float32)
+        weights[bent] = np.zeros(5, np.float32)
+
+    _edit_weights(folder, spoil)
+    with pytest.raises(hf.HFLayoutError) as error:
+        hf.load(folder, jnp.float32)
+    for part in (str(folder), f"1 missing: {missing}", "1 unexpected: stray.weight", f"{bent} (5,) instead of (72,)"):
+        assert part in str(error.value)
+    (folder / hf.WEIGHTS).write_bytes((folder / hf.WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(hf.HFLayoutError, match=re.escape(f"{folder / hf.WEIGHTS} is damaged or cut short")):
         hf.load(folder, jnp.float32)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig, TextConfig
 from mvg_jax.models.layers import mrope_axes
-from mvg_jax.models.qwen_vl import QwenVL, interpolation, make_slots
+from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import Learner, LearnerShapes, make_batch
 from mvg_jax.rl.logprobs import Forward
@@ -88,6 +88,9 @@ def test_mrope_axes_are_in_runs_or_interleaved():
     assert mrope_axes((2, 1, 3), interleaved=False).tolist() == [0, 0, 1, 2, 2, 2]
     assert mrope_axes((4, 2, 1), interleaved=True).tolist() == [0, 1, 2, 0, 1, 0, 0]
     assert np.bincount(mrope_axes((24, 20, 20), interleaved=True)).tolist() == [24, 20, 20]
+    # As transformers does: what the sections have too much is cut off, what they lack turns with time.
+    assert mrope_axes((24, 20, 20), interleaved=True, angles=5).tolist() == [0, 1, 2, 0, 1]
+    assert mrope_axes((1, 1, 1), interleaved=True, angles=5).tolist() == [0, 1, 2, 0, 0]
 
 
 @pytest.mark.parametrize(("rows", "columns", "window"), [(8, 8, 2), (6, 10, 2), (4, 6, None), (2, 2, 3)])
@@ -132,6 +135,19 @@ def test_features_carry_deepstack_beside_the_embedding(family):
     assert features.shape == (3, CONFIGS[family].tokens_per_image, (1 + deep) * D) == (3, E, (1 + deep) * D)
     parts = np.asarray(features).reshape(3, E, 1 + deep, D)
     assert np.abs(np.diff(parts, axis=2)).max(initial=1.0) > 0.01
+
+
+def test_deepstack_mergers_follow_the_order_of_their_list():
+    """Features come in the order of the layers; the i-th merger belongs to the i-th layer of the list."""
+    config = CONFIGS["qwen3_vl"]
+    turned = dataclasses.replace(config, vision=dataclasses.replace(config.vision, deepstack_visual_indexes=(2, 0)))
+    taken = [np.random.default_rng(i).normal(size=(1, 2, 4, 16)).astype(np.float32) for i in range(3)]
+    one, other = Projector(config, nnx.Rngs(0)), Projector(turned, nnx.Rngs(0))
+    parts, swapped = (np.split(np.asarray(projector(taken)), 3, axis=-1) for projector in (one, other))
+    np.testing.assert_array_equal(swapped[0], parts[0])
+    np.testing.assert_array_equal(swapped[1], one.deepstack[1](taken[0]))
+    np.testing.assert_array_equal(swapped[2], one.deepstack[0](taken[1]))
+    assert np.abs(swapped[1] - parts[1]).max() > 0.01
 
 
 # ---- the engine and the learner --------------------------------------------------------------------------------------
