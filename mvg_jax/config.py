@@ -22,11 +22,13 @@ class LoRA:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
-    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package."""
+    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package.
+    view_size: (height, width) in pixels of the views the model is shown (() = the family's own; only Qwen-VL has a choice)."""
 
     checkpoint: str = "asset:tiny_internvl"
     tokenizer: str = ""
     shape: str = "tiny"
+    view_size: tuple[int, ...] = ()
     lora: LoRA = LoRA()
 
 

@@ -12,12 +12,14 @@ from mvg_jax.models.hf_layout import (
     NORM,
     PARAMETER,
     PATCH_EMBEDDING,
+    RESAMPLE_NUMBERS,
     Confirmed,
     Family,
     Fields,
     HFLayoutError,
     decoder_fields,
     read_decoder,
+    read_resample,
     read_tied,
     under,
     write_decoder,
@@ -118,6 +120,7 @@ def _read(config: Mapping[str, Any], processor: Mapping[str, Any], has_head: boo
         image_token_id=top["image_token_id"],
         image_mean=tuple(image["image_mean"]),
         image_std=tuple(image["image_std"]),
+        resample=read_resample(processor),
     )  # fmt: skip
 
 
@@ -142,7 +145,7 @@ def _write(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _processor(config: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json: one tile, bicubic, as the Pil image processor of transformers reads it."""
+    """preprocessor_config.json: one tile, as the Pil image processor of transformers reads it."""
     side = config.vision.image_size
     return {
         "image_processor_type": "GotOcr2ImageProcessor",
@@ -152,7 +155,7 @@ def _processor(config: ModelConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 3,
+        "resample": RESAMPLE_NUMBERS[config.resample],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

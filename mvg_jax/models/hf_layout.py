@@ -144,6 +144,19 @@ class Fields:
         return sides.pop()
 
 
+# How views are resampled (see tools.render), by the number that Pillow and preprocessor_config.json have for it.
+RESAMPLE = {2: "linear", 3: "bicubic"}
+RESAMPLE_NUMBERS = {name: number for number, name in RESAMPLE.items()}
+
+
+def read_resample(processor: Mapping[str, Any]) -> str:
+    """Bicubic where the file does not say, as in the image processors of all families."""
+    number = processor.get("resample", 3)
+    if number not in RESAMPLE:
+        raise HFLayoutError(f"preprocessor_config.json: resample is {number!r}; supported: {RESAMPLE}")
+    return RESAMPLE[number]
+
+
 def read_tied(top: Mapping[str, Any], text: Mapping[str, Any], has_head: bool) -> bool:
     """Whether the head is the embedding. transformers 5 reads the top level, which wins over text_config; files of
     version 4 may say it in either or none."""
