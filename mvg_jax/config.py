@@ -24,13 +24,15 @@ class LoRA:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
-    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package. dtype: of the
-    weights, in memory and when the model is written; LoRA adapters are always float32."""
+    tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package.
+    view_size: (height, width) in pixels of the views the model is shown (() = the family's own; only Qwen-VL has a choice).
+    dtype: of the weights, in memory and when the model is written; LoRA adapters are always float32."""
 
     checkpoint: str = "asset:tiny_internvl"
     tokenizer: str = ""
     shape: str = "tiny"
     dtype: str = "float32"
+    view_size: tuple[int, ...] = ()
     lora: LoRA = LoRA()
 
     def __post_init__(self):

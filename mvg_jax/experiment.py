@@ -32,7 +32,7 @@ from mvg_jax.rl.optimizer import make_optimizer
 from mvg_jax.rl.vision import VisionStage
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import World
-from mvg_jax.tools import default_registry
+from mvg_jax.tools import ViewFormat, default_registry
 from mvg_jax.tools.spec import MAX_VIEWS
 
 SHAPES = {"tiny": model_shapes.tiny}
@@ -51,8 +51,8 @@ class Experiment:
     limits: Limits
 
     @property
-    def view_size(self) -> int:
-        return self.model.vision.image_size
+    def view(self) -> ViewFormat:
+        return ViewFormat(*self.model.view_size, self.model.resample)
 
     @property
     def banned_V(self) -> np.ndarray:
@@ -89,7 +89,7 @@ class Experiment:
             self.protocol,
             self.limits,
             shapes,
-            self.view_size,
+            self.view,
             (data.image_height, data.image_width),
             self.model.position_grids,
         )
@@ -123,7 +123,7 @@ class Experiment:
             tuple(phantom.CLASSES.index(name) for name in phantom.FINDINGS),
             tuple(phantom.CLASSES.index(name) for name in phantom.PATTERN_LABEL.values()),
             c.vision.views,
-            self.view_size,
+            self.view,
             (c.data.image_height, c.data.image_width),
             c.vision.steps,
             c.seed,
@@ -228,6 +228,7 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
             shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
             model = InternVL(shape, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
+        model.config = model_shapes.with_view_size(model.config, config.model.view_size)
         lora = config.model.lora
         if lora.rank:
             add_lora(model, lora.targets, lora.rank, lora.alpha, config.seed)

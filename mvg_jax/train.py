@@ -167,7 +167,7 @@ def make_stage(experiment: Experiment, name: str, params: nnx.State):
 
 def warm_up(stage, state, experiment: Experiment) -> None:
     """Compiles the sampler and the learner for all buckets."""
-    size = experiment.view_size
+    size = experiment.model.view_size
     programs = stage.learner.lower(state, stage.shapes, stage.world.shapes, size, stage.reference is not None)
     compile_all(programs + stage.engine.lower(state.params, size, MAX_VIEWS), "compile")
 

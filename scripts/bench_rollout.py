@@ -60,7 +60,7 @@ def main(_) -> None:
     bandwidth, flops = measured_rates()
     compiles = CompileCount()
     start = time.perf_counter()
-    compile_all(engine.lower(params, experiment.view_size, MAX_VIEWS), "compile")
+    compile_all(engine.lower(params, experiment.model.view_size, MAX_VIEWS), "compile")
     P, B = shapes.prompts, shapes.rows
     source = experiment.source("val", 0, P * (_BATCHES.value + 1))
     temperature_B = np.full(B, config.rollout.temperature, np.float32)

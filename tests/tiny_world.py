@@ -26,10 +26,11 @@ from mvg_jax.rl.logprobs import Forward
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
-from mvg_jax.tools import ToolCall, default_registry
+from mvg_jax.tools import ToolCall, ViewFormat, default_registry
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 SIZE, E = 16, 4
+VIEW = ViewFormat(SIZE, SIZE, "linear")
 TOKENIZER = load_tokenizer(folder("asset:tiny_internvl"))
 VOCABULARY = make_vocabulary(TOKENIZER)
 PROTOCOL = Protocol(VOCABULARY, default_registry(("image_zoom_in_tool", "image_flip_tool")), "compact", E)
@@ -61,6 +62,7 @@ CONFIG = ModelConfig(
         rope_theta=10_000.0,
     ),
     image_token_id=VOCABULARY.image,
+    resample="linear",
 )
 
 
@@ -119,7 +121,7 @@ def world(prompts: int, group: int = 2) -> World:
         prompt_images=1,
         views=3,
     )
-    return World(PROTOCOL, LIMITS, shapes, SIZE, (32, 40))
+    return World(PROTOCOL, LIMITS, shapes, VIEW, (32, 40))
 
 
 @functools.cache

@@ -133,7 +133,7 @@ class StepResult:
     """What to append to each row.
 
     observation_ids: int32 [B, T_obs], padded on the right; length_B: int32, 0 in rows that do not go on.
-    views: uint8 [B, R, S, S, 3] on the device, of which the first count_B (int32) of a row belong to its observation.
+    views: uint8 [B, R, H, W, 3] on the device, of which the first count_B (int32) of a row belong to its observation.
     texts: the observations' lines, "" in rows that do not go on. stop_B: int32.
     """
 

@@ -16,7 +16,7 @@ from mvg_jax.env.episode import Episodes, Limits, Stop, reset, step, task_source
 from mvg_jax.env.protocol import MAX_TURN_CHARS, Protocol, question_text
 from mvg_jax.env.rewards import check_weights, compute_rewards
 from mvg_jax.frames import Frame
-from mvg_jax.tools.render import Sources, render_views
+from mvg_jax.tools.render import Sources, ViewFormat, render_views
 from mvg_jax.tools.spec import apply_tools
 
 MAX_TEXT_CHARS = 32768
@@ -24,13 +24,13 @@ MAX_TEXT_CHARS = 32768
 CHARSET = frozenset("\t\n") | frozenset(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0xD800), *range(0xE000, 0x10000)]))
 
 _ENDS = (Stop.ANSWER, Stop.VOID)
-_render = functools.partial(jax.jit, static_argnames="size")(render_views)
+_render = functools.partial(jax.jit, static_argnames="view")(render_views)
 
 
 class MedicalVQAEnv(gymnasium.Env):
     """One question about medical images. Action: the text of a model's turn (see protocol). Rewards come at the end.
 
-    Observation: text (at first system text and question, then the tool's line), images uint8 [N, S, S, 3] (all views so
+    Observation: text (at first system text and question, then the tool's line), images uint8 [N, H, W, 3] (all views so
     far, black beyond count) and count. terminated: the model answered, or the episode is void; truncated: a limit.
     reset options: {"task": index} picks the task, otherwise it is drawn by the seed.
     info: task (id) and, at the end, stop (the reason) and each reward term, unweighted.
@@ -44,16 +44,16 @@ class MedicalVQAEnv(gymnasium.Env):
         protocol: Protocol,
         limits: Limits,
         weights: Mapping[str, float],
-        view_size: int,
+        view: ViewFormat,
         tools_on: bool = True,
     ):
         check_weights(weights)
         self._tasks, self._protocol, self._limits, self._weights = tasks, protocol, limits, dict(weights)
-        self._size, self._tools_on = view_size, tools_on
+        self._view, self._tools_on = view, tools_on
         self._episode: Episodes | None = None
         self._sources: Sources | None = None
         self.action_space = gymnasium.spaces.Text(MAX_TURN_CHARS, min_length=0, charset=CHARSET)
-        shape = (limits.max_images, view_size, view_size, 3)
+        shape = (limits.max_images, *view.shape)
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "text": gymnasium.spaces.Text(MAX_TEXT_CHARS, min_length=0, charset=CHARSET),
@@ -81,7 +81,7 @@ class MedicalVQAEnv(gymnasium.Env):
         # All N frames, so that tasks with more or fewer images share a program.
         rows = np.where(np.arange(self._limits.max_images) < count, 0, -1).astype(np.int32)
         frames = Frame(*(x[0] for x in self._episode.frames))
-        self._images = np.array(_render(self._sources, rows, frames, size=self._size))
+        self._images = np.array(_render(self._sources, rows, frames, view=self._view))
         text = self._protocol.system_text(self._tools_on) + "\n\n" + question_text(task)
         return self._observation(text), {"task": task.id}
 
@@ -105,7 +105,7 @@ class MedicalVQAEnv(gymnasium.Env):
         return self._observation(result.texts[0]), reward, stop in _ENDS, truncated, info
 
     def _act(self, frames, args):
-        return apply_tools(self._protocol.registry, self._sources, np.zeros(1, np.int32), frames, args, self._size)
+        return apply_tools(self._protocol.registry, self._sources, np.zeros(1, np.int32), frames, args, self._view)
 
     def _observation(self, text: str) -> dict[str, Any]:
         shown = "".join(c if c in CHARSET else "\ufffd" for c in text)

@@ -51,7 +51,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """InternVL: vision tower -> pixel shuffle -> two-layer projector -> decoder."""
+    """InternVL: vision tower -> pixel shuffle -> two-layer projector -> decoder. resample: see tools.render."""
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -61,12 +61,19 @@ class ModelConfig:
     image_token_id: int = 151667
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resample: str = "bicubic"
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the decoder positions one view takes after pixel shuffle."""
+        side = int(self.vision.image_size // self.vision.patch_size * self.downsample_ratio)
+        return side, side
 
     @property
     def tokens_per_image(self) -> int:
-        """E: decoder positions one view takes after pixel shuffle."""
-        grid = self.vision.image_size // self.vision.patch_size
-        return int(grid * self.downsample_ratio) ** 2
+        """E: decoder positions one view takes."""
+        rows, columns = self.token_grid
+        return rows * columns
 
     @property
     def model_type(self) -> str:
@@ -112,7 +119,8 @@ class QwenVisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:
-    """Qwen2.5-VL or Qwen3-VL: vision tower -> merger -> decoder with M-RoPE. view_size: (H, W) of the views."""
+    """Qwen2.5-VL or Qwen3-VL: vision tower -> merger -> decoder with M-RoPE. view_size: (H, W) of the views; resample: see
+    tools.render."""
 
     vision: QwenVisionConfig
     text: TextConfig
@@ -124,6 +132,7 @@ class QwenVLConfig:
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     view_size: tuple[int, int] = (448, 448)
+    resample: str = "bicubic"
 
     def __post_init__(self):
         unit = self.vision.patch_size * self.vision.spatial_merge_size
@@ -141,15 +150,34 @@ class QwenVLConfig:
         return height // unit, width // unit
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the decoder positions one view takes."""
+        return self.grid(*self.view_size)
+
+    @property
     def tokens_per_image(self) -> int:
         """E: decoder positions one view takes."""
-        rows, columns = self.grid(*self.view_size)
+        rows, columns = self.token_grid
         return rows * columns
 
     @property
     def position_grids(self) -> np.ndarray:
         """[1, 1, 2]: the grid of every view; see `token_positions`."""
-        return np.array([[self.grid(*self.view_size)]], np.int32)
+        return np.array([[self.token_grid]], np.int32)
+
+
+def with_view_size(config: ModelConfig | QwenVLConfig, view_size: tuple[int, ...]) -> ModelConfig | QwenVLConfig:
+    """The config with views of (H, W) pixels, () = as it is. ValueError for a size that the family cannot be shown."""
+    if view_size in ((), config.view_size):
+        return config
+    if len(view_size) != 2:
+        raise ValueError(f"config.model.view_size {view_size}: give (height, width), or () for the family's own")
+    if not isinstance(config, QwenVLConfig):
+        raise ValueError(f"config.model.view_size {view_size}: views of {config.model_type} are {config.view_size}")
+    try:
+        return dataclasses.replace(config, view_size=view_size)
+    except ValueError as error:
+        raise ValueError(f"config.model.{error}") from None
 
 
 def tiny(vocab_size: int, image_token_id: int) -> ModelConfig:
@@ -182,6 +210,7 @@ def tiny(vocab_size: int, image_token_id: int) -> ModelConfig:
         projector_hidden_act="relu",
         tie_word_embeddings=True,
         image_token_id=image_token_id,
+        resample="linear",
     )
 
 

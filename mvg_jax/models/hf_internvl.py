@@ -12,6 +12,7 @@ from mvg_jax.models.hf_layout import (
     NORM,
     PARAMETER,
     PATCH_EMBEDDING,
+    RESAMPLE_NUMBERS,
     Confirmed,
     Family,
     Fields,
@@ -153,7 +154,7 @@ def _write(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _processor(config: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json: one tile, bicubic, as the Pil image processor of transformers reads it."""
+    """preprocessor_config.json: one tile, as the Pil image processor of transformers reads it."""
     side = config.vision.image_size
     return {
         "image_processor_type": "GotOcr2ImageProcessor",
@@ -163,7 +164,7 @@ def _processor(config: ModelConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 3,
+        "resample": RESAMPLE_NUMBERS[config.resample],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -154,20 +154,28 @@ class Fields:
         return sides.pop()
 
 
+# How views are resampled (see tools.render), by the number that Pillow and preprocessor_config.json have for it.
+RESAMPLE = {2: "linear", 3: "bicubic"}
+RESAMPLE_NUMBERS = {name: number for number, name in RESAMPLE.items()}
+
+
 def read_tied(top: Mapping[str, Any], text: Mapping[str, Any], has_head: bool) -> bool:
     """Whether the head is the embedding. transformers 5 reads the top level, which wins over text_config; files of
     version 4 may say it in either or none."""
     return top.get("tie_word_embeddings", text.get("tie_word_embeddings", not has_head))
 
 
-def read_image_settings(image: Fields) -> dict[str, tuple[float, ...]]:
-    """image_mean and image_std of the image processor."""
+def read_image_settings(image: Fields) -> dict[str, Any]:
+    """image_mean, image_std and resample (bicubic where the file does not say) of the image processor."""
     for field in ("do_rescale", "do_normalize"):
         if not image.values.get(field, True):
             image.refuse(field, "supported: true")
     if not math.isclose(image.values.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
         image.refuse("rescale_factor", "supported: 1/255")
-    return {field: tuple(image[field]) for field in ("image_mean", "image_std")}
+    number = image.values.get("resample", 3)
+    if number not in RESAMPLE:
+        image.refuse("resample", f"supported: {RESAMPLE}")
+    return {field: tuple(image[field]) for field in ("image_mean", "image_std")} | {"resample": RESAMPLE[number]}
 
 
 @dataclasses.dataclass(frozen=True)

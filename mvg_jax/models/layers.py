@@ -23,6 +23,12 @@ ACTIVATIONS = {
 MASKED = -1e30
 
 
+def normalise(views_NxHxWx3: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 views -> float32 pixels as the vision tower takes them: scaled to 0..1, then by each channel's mean and std."""
+    mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std))
+    return (views_NxHxWx3.astype(jnp.float32) / 255.0 - mean) / std
+
+
 def rope_tables(
     positions: jax.Array, head_dim: int, theta: float, axis_C: np.ndarray | None = None
 ) -> tuple[jax.Array, jax.Array]:

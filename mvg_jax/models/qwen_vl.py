@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig
-from mvg_jax.models.layers import ACTIVATIONS, apply_rope, run_layer
+from mvg_jax.models.layers import ACTIVATIONS, apply_rope, normalise, run_layer
 from mvg_jax.models.vlm import VisionLanguageModel
 
 
@@ -143,8 +143,7 @@ class VisionTower(nnx.Module):
         real_WxS = slots.patch_WxS >= 0
         sin, cos = rotary_tables(slots, columns, c.hidden_size // c.num_heads, c.rope_theta)
 
-        mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (self.mean, self.std))
-        pixels = ((views_NxHxWx3.astype(jnp.float32) / 255.0 - mean) / std).astype(self.patch_embed.kernel.dtype)
+        pixels = normalise(views_NxHxWx3, self.mean, self.std).astype(self.patch_embed.kernel.dtype)
         patches = pixels.reshape(N, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(N, rows * columns, -1)
         films = jnp.tile(patches, (1, 1, c.temporal_patch_size))  # a still image is a film of equal frames
         x = self.patch_embed(films)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.models.config import ModelConfig, VisionConfig
-from mvg_jax.models.layers import ACTIVATIONS, run_layer
+from mvg_jax.models.layers import ACTIVATIONS, normalise, run_layer
 
 
 def _norm(config: VisionConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -75,8 +75,7 @@ class VisionTower(nnx.Module):
         N, S = views_NxSxSx3.shape[:2]
         grid, p = S // self.patch, self.patch
         dtype = self.cls_token[...].dtype
-        mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (self.mean, self.std))
-        pixels = ((views_NxSxSx3.astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
+        pixels = normalise(views_NxSxSx3, self.mean, self.std).astype(dtype)
         patches = pixels.reshape(N, grid, p, grid, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(N, grid * grid, p * p * 3)
         x = self.patch_embeddings(patches)
         x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...], (N, 1, x.shape[-1])), x], axis=1)

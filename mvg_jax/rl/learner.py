@@ -27,13 +27,13 @@ class Batch(NamedTuple):
 
     prompts: jax.Array  # [M, p, L0] int32
     prompt_length: jax.Array  # [M, p] int32
-    prompt_views: jax.Array  # [M, p, N0, S, S, 3] uint8
+    prompt_views: jax.Array  # [M, p, N0, H, W, 3] uint8
     tokens: jax.Array  # [M, b, L] int32
     positions: jax.Array  # [M, b, L] int32, or [M, b, L, 3] under M-RoPE
     mask: jax.Array  # [M, b, L] bool
     behaviour: jax.Array  # [M, b, L] float32
     reference: jax.Array  # [M, b, L] float32
-    views: jax.Array  # [M, n, S, S, 3] uint8
+    views: jax.Array  # [M, n, H, W, 3] uint8
     view_index: jax.Array  # [M, b, N] int32
     reward: jax.Array  # [M, p, G] float32
     temperature: jax.Array  # [M, b] float32
@@ -149,12 +149,20 @@ class Learner:
         return state._replace(**new), metrics
 
     def lower(
-        self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int, with_reference: bool
+        self,
+        state: TrainState,
+        shapes: LearnerShapes,
+        rollout: Shapes,
+        view_size: tuple[int, int],
+        with_reference: bool,
     ) -> list[jax.stages.Lowered]:
-        """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`."""
+        """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`.
+
+        view_size: (H, W).
+        """
         of, M = jax.ShapeDtypeStruct, shapes.microbatches
         p, b = rollout.prompts // M, rollout.rows // M
-        view = (view_size, view_size, 3)
+        view = (*view_size, 3)
         axes = () if nnx.merge(self.graph, state.params).config.text.mrope_section is None else (3,)
         lowered = []
         for L in shapes.suffix_lengths:

@@ -25,7 +25,7 @@ from flax import nnx
 
 from mvg_jax.data.task import LabelledImage
 from mvg_jax.frames import Frame, box_from_source, flip, full_frame, rotate, with_window, zoom
-from mvg_jax.tools import render_views, stack_sources
+from mvg_jax.tools import ViewFormat, render_views, stack_sources
 
 OVERVIEWS = 2  # of an image's views, the first ones show all or much of it
 PLACES = 50  # bins along each axis of a view for a finding's centre
@@ -61,7 +61,7 @@ class VisionStage:
     findings: tuple[int, ...]
     alike: tuple[int, ...]
     views: int
-    view_size: int
+    view: ViewFormat
     image_size: tuple[int, int]
     steps: int
     seed: int
@@ -107,17 +107,18 @@ class VisionStage:
         return jax.jit(self._update_step, donate_argnums=0)
 
     def _update_step(self, state: VisionState, sources, maps_PxHxW, row_n, frames_n, centre_nxMx2):
-        views = render_views(sources, row_n, frames_n, self.view_size)
+        views = render_views(sources, row_n, frames_n, self.view)
         vision, rest = self._vision(state.params)
         overview_n = jnp.arange(views.shape[0]) % self.views < OVERVIEWS
+        grid = nnx.merge(self.graph, state.params).config.token_grid
 
         def loss_of(learned):
             vision, head = learned
             features_nxExD = nnx.merge(self.graph, nnx.merge_state(vision, rest)).encode_images(views)
-            place_loss, place_right = place_terms(head["place"], features_nxExD, centre_nxMx2)
+            place_loss, place_right = place_terms(head["place"], features_nxExD, centre_nxMx2, grid)
             n, E = features_nxExD.shape[:2]
             logits = _linear(head["class"], features_nxExD).reshape(n, E, CELLS * CELLS, self.classes)
-            labels = sample_labels(maps_PxHxW, row_n, frames_n, round(E**0.5))
+            labels = sample_labels(maps_PxHxW, row_n, frames_n, grid)
             class_loss, metrics = class_terms(logits, labels, overview_n, self.findings, self.alike)
             read_logits = _linear(head["read"], features_nxExD).mean(axis=1)
             read_loss, read_right = read_terms(read_logits, labels, ~overview_n, self.findings)
@@ -186,14 +187,17 @@ def read_terms(
 
 
 def place_terms(
-    head: dict[str, jax.Array], features_nxExD: jax.Array, centre_nxMx2: jax.Array
+    head: dict[str, jax.Array], features_nxExD: jax.Array, centre_nxMx2: jax.Array, grid: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """(cross-entropy of both coordinates' bins, share of centres within one bin), over centres inside their view."""
-    grid = round(features_nxExD.shape[1] ** 0.5)
+    """(cross-entropy of both coordinates' bins, share of centres within one bin), over centres inside their view.
+
+    grid: rows and columns of a view's tokens.
+    """
+    rows, columns = grid
     inside = ((centre_nxMx2 >= 0) & (centre_nxMx2 < 1)).all(axis=-1)
     centre = jnp.clip(centre_nxMx2, 0.0, 0.999)
-    column, row = jnp.floor(centre[..., 0] * grid), jnp.floor(centre[..., 1] * grid)
-    token_nxM = (row * grid + column).astype(jnp.int32)
+    column, row = jnp.floor(centre[..., 0] * columns), jnp.floor(centre[..., 1] * rows)
+    token_nxM = (row * columns + column).astype(jnp.int32)
     at_nxMxD = jnp.take_along_axis(features_nxExD, token_nxM[..., None], axis=1)
     logits = _linear(head, at_nxMxD).reshape(*token_nxM.shape, 2, PLACES)
     target = jnp.floor(centre * PLACES).astype(jnp.int32)
@@ -246,17 +250,19 @@ def _turned(view: Frame, rng: np.random.Generator) -> Frame:
     return flip(view, 0) if rng.random() < 0.5 else view
 
 
-def sample_labels(maps_PxHxW: jax.Array, row_n: jax.Array, frames_n: Frame, grid: int) -> jax.Array:
-    """Class at the centre of each cell of each token, by the view's frame: int32 [n, grid*grid, CELLS*CELLS]."""
-    side = grid * CELLS
-    centre = (jnp.arange(side) + 0.5) / side
-    v, u = jnp.meshgrid(centre, centre, indexing="ij")
+def sample_labels(maps_PxHxW: jax.Array, row_n: jax.Array, frames_n: Frame, grid: tuple[int, int]) -> jax.Array:
+    """Class at the centre of each cell of each token, by the view's frame: int32 [n, E, CELLS*CELLS].
+
+    grid: rows and columns of a view's E tokens.
+    """
+    centre_v, centre_u = ((jnp.arange(side * CELLS) + 0.5) / (side * CELLS) for side in grid)
+    v, u = jnp.meshgrid(centre_v, centre_u, indexing="ij")
     unit = jnp.stack([u, v, jnp.ones_like(u)], axis=-1)
     xy = jnp.einsum("nij,vuj->nvui", frames_n.affine, unit)
     height, width = maps_PxHxW.shape[1:]
     x = jnp.clip(jnp.floor(xy[..., 0]).astype(jnp.int32), 0, width - 1)
     y = jnp.clip(jnp.floor(xy[..., 1]).astype(jnp.int32), 0, height - 1)
     labels = maps_PxHxW[row_n[:, None, None], y, x].astype(jnp.int32)
-    n = labels.shape[0]
-    cells = labels.reshape(n, grid, CELLS, grid, CELLS).transpose(0, 1, 3, 2, 4)
-    return cells.reshape(n, grid * grid, CELLS * CELLS)
+    n, (rows, columns) = labels.shape[0], grid
+    cells = labels.reshape(n, rows, CELLS, columns, CELLS).transpose(0, 1, 3, 2, 4)
+    return cells.reshape(n, rows * columns, CELLS * CELLS)

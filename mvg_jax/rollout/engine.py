@@ -2,7 +2,7 @@
 
     prefill   prompts [P, L]        -> prefix pool, first logits of every row        once per group of G rows
     decode    logits [B, V]         -> at most T tokens a row, stops when all rows have stopped
-    encode    views [N, S, S, 3]    -> features [N, E, W]                          only views that exist, in buckets of n
+    encode    views [N, H, W, 3]    -> features [N, E, W]                          only views that exist, in buckets of n
     extend    [last token | observation] [B, X] -> logits of the next turn           appended at each row's own length
 
 A turn's last sampled token has no keys and values yet when decode stops; `extend` feeds it first. So a turn costs its own
@@ -88,16 +88,16 @@ class Engine:
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
 
     def lower(
-        self, params: nnx.State, view_size: int, max_views: int, extra_lengths: tuple[int, ...] = ()
+        self, params: nnx.State, view_size: tuple[int, int], max_views: int, extra_lengths: tuple[int, ...] = ()
     ) -> list[jax.stages.Lowered]:
         """Every program for every bucket, on abstract shapes, ready for `compiles.compile_all`.
 
-        max_views: R. extra_lengths: further lengths that `extend` will be called with.
+        view_size: (H, W). max_views: R. extra_lengths: further lengths that `extend` will be called with.
         """
         s = self.shapes
         B = s.rows
         of = jax.ShapeDtypeStruct
-        views = lambda n: of((n, view_size, view_size, 3), jnp.uint8)
+        views = lambda n: of((n, *view_size, 3), jnp.uint8)
         index = lambda n: of((n,), jnp.int32)
         row = lambda dtype: of((B,), dtype)
         images = s.prompts * s.prompt_images

@@ -27,7 +27,7 @@ from mvg_jax.env.protocol import Protocol, Turn, parse_turn
 from mvg_jax.frames import Frame
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
 from mvg_jax.rollout.sampling import row_keys
-from mvg_jax.tools import Registry, Sources, ToolResult, apply_tools, render_views
+from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_tools, render_views
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 
@@ -56,7 +56,7 @@ class Phases:
 
 class Prompts(NamedTuple):
     """P prompts ready to roll out. tokens [P, L] int32 and length [P] on the host; native images and first views
-    [P, N0, S, S, 3] uint8 on the device. tools_on: whether tools are offered; if not, every call is an unknown tool."""
+    [P, N0, H, W, 3] uint8 on the device. tools_on: whether tools are offered; if not, every call is an unknown tool."""
 
     tasks: tuple[Task, ...]
     tokens: np.ndarray
@@ -89,7 +89,7 @@ class World:
     protocol: Protocol
     limits: Limits
     shapes: Shapes
-    view_size: int
+    view: ViewFormat
     image_size: tuple[int, int]
     position_grids: np.ndarray | None = None
 
@@ -111,15 +111,15 @@ class World:
         sources = jax.device_put(task_sources(tasks, *self.image_size))
         frames = reset(tasks, self.limits).frames
         first = jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames)
-        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view_size), tools_on)
+        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), tools_on)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _first_views(sources: Sources, frames: Frame, size: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="view")
+def _first_views(sources: Sources, frames: Frame, view: ViewFormat) -> jax.Array:
     P, N = frames.source.shape
     row = jnp.repeat(jnp.arange(P), N)
     flat = jax.tree.map(lambda x: x.reshape(P * N, *x.shape[2:]), frames)
-    return render_views(sources, row, flat, size).reshape(P, N, size, size, 3)
+    return render_views(sources, row, flat, view).reshape(P, N, *view.shape)
 
 
 def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
@@ -156,9 +156,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
             cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
             plan = plan_step(offered, episodes, turns, cut_off_B)
         with phases("tools") as work:
-            result = apply_tools(
-                protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view_size
-            )
+            result = apply_tools(protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view)
             work.append(result)
             frames, count, code = phases.to_host((result.frames, result.count, result.code))
         with phases("host"):

@@ -2,7 +2,7 @@
 
 from mvg_jax.tools.geometry import FLIP, ROTATE, ZOOM_IN
 from mvg_jax.tools.intensity import WINDOW_LEVEL
-from mvg_jax.tools.render import Sources, render_views, stack_sources
+from mvg_jax.tools.render import Sources, ViewFormat, render_views, stack_sources
 from mvg_jax.tools.spec import (
     MAX_VIEWS,
     ImageInfo,
@@ -18,7 +18,7 @@ from mvg_jax.tools.spec import (
 
 __all__ = [
     "MAX_VIEWS", "ImageInfo", "Registry", "Sources", "Tool", "ToolArgs", "ToolCall", "ToolError", "ToolResult",
-    "apply_tools", "default_registry", "observation_text", "render_views", "stack_sources",
+    "ViewFormat", "apply_tools", "default_registry", "observation_text", "render_views", "stack_sources",
 ]  # fmt: skip
 
 _TOOLS = {tool.name: tool for tool in (ZOOM_IN, FLIP, ROTATE, WINDOW_LEVEL)}

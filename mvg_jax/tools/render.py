@@ -1,8 +1,20 @@
 """From frames to pixels: resample the native image, window it, turn it upright to the view.
 
-The order is fixed: antialiased linear resampling of native values in float32, then rescale to physical units (linear,
-so it commutes with resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition.
-Resampling is separable and dense, two matmuls a view whatever the zoom: H*W*S + S*W*S multiply-adds a channel.
+The order is fixed: antialiased resampling of native values, then rescale to physical units (linear, so it commutes with
+resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition. Resampling is separable
+and dense, two matmuls a view whatever the zoom: h*w*S + h*S*S multiply-adds a channel (S: the view's longer side).
+
+Two ways to resample, by the model's family:
+
+linear      triangle kernel in float32. A zoom reads its real neighbours outside of the box.
+bicubic     what Pillow 13's `image.crop(box).resize((W, H), BICUBIC)` gives, and so the Hugging Face image processors: Keys'
+            kernel with a = -0.5, its support widened where pixels get fewer. Of 8-bit sources the first pass is clipped and
+            rounded to 8 bits before the second, as is the result; other sources stay in float32. The horizontal pass comes
+            first, unless the height loses more than twice as many pixels as the width (before Pillow 13: always).
+            A zoom reads nothing outside of its box. A box with fractional edges reads the pixels it touches, at its exact
+            place: `image.crop(outer).resize((W, H), BICUBIC, box=box - outer.origin)`, outer being the box rounded outwards
+            (Pillow's own crop would move the edges to whole pixels, and the frame would no longer say where the view is).
+            Turned views are resampled upright, then turned.
 """
 
 import functools
@@ -16,6 +28,20 @@ import numpy as np
 from mvg_jax.frames import Frame, bounds
 
 CHUNK = 8  # views rendered at a time
+RESAMPLE = ("linear", "bicubic")
+SNAP = 1e-3  # native pixels: a box edge this close to a whole pixel is on it (frames are composed in float32)
+
+
+class ViewFormat(NamedTuple):
+    """How views are drawn: their height and width in pixels, and one of RESAMPLE. A static argument of compiled programs."""
+
+    height: int
+    width: int
+    resample: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, 3
 
 
 class Sources(NamedTuple):
@@ -59,13 +85,15 @@ def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(image.reshape(h, w, -1), ((0, height - h), (0, width - w), (0, 0)), mode="edge")
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def render_views(sources: Sources, row: jax.Array, frames: Frame, size: int) -> jax.Array:
-    """[n, S, S, 3] uint8 views of frames [n], read from the native images of sources row [n] int32.
+@functools.partial(jax.jit, static_argnames="view")
+def render_views(sources: Sources, row: jax.Array, frames: Frame, view: ViewFormat) -> jax.Array:
+    """[n, H, W, 3] uint8 views of frames [n], read from the native images of sources row [n] int32.
 
     Views with row < 0 are black and cost nothing: the others are packed to the front and rendered in chunks, no more of
-    them than needed (a loop of dynamic length, so shapes stay static).
+    them than needed (a loop of dynamic length, so shapes stay static). ValueError for an unknown way to resample.
     """
+    if view.resample not in RESAMPLE:
+        raise ValueError(f"resample {view.resample!r}: one of {RESAMPLE}")
     n = row.shape[0]
     asked = row >= 0
     order = jnp.argsort(~asked, stable=True)
@@ -74,37 +102,41 @@ def render_views(sources: Sources, row: jax.Array, frames: Frame, size: int) -> 
     def render_chunk(i, views):
         index = jax.lax.dynamic_slice_in_dim(order, i * CHUNK, CHUNK)
         chosen = jax.tree.map(lambda x: x[index], (row, frames))
-        rendered = jax.vmap(lambda r, f: _render(sources, r, f, size))(*chosen)
+        rendered = jax.vmap(lambda r, f: _render(sources, r, f, view))(*chosen)
         return views.at[index].set(rendered, mode="drop")
 
     chunks = (asked.sum() + CHUNK - 1) // CHUNK
-    views = jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, size, size, 3), jnp.uint8))
+    views = jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, *view.shape), jnp.uint8))
     return jnp.where(asked[:, None, None, None], views, jnp.uint8(0))
 
 
-def _render(sources: Sources, row: jax.Array, frame: Frame, size: int) -> jax.Array:
-    """One view [S, S, 3] uint8."""
+def _render(sources: Sources, row: jax.Array, frame: Frame, view: ViewFormat) -> jax.Array:
+    """One view [H, W, 3] uint8."""
     pixels, rescale, true_size = jax.tree.map(lambda x: x[row, frame.source], sources)
-    upright = _resample(pixels, true_size, bounds(frame), size)
+    resample = {"linear": _linear, "bicubic": _bicubic}[view.resample]
+    # A view turned by a quarter is W x H before it is turned: both have room on a square canvas.
+    upright_size = jnp.where(_is_turned(frame.affine), jnp.array([view.width, view.height]), jnp.array(view[:2]))
+    upright = resample(pixels, true_size, bounds(frame), upright_size.astype(jnp.float32), max(view[:2]))
     physical = upright * rescale[0] + rescale[1]
     low, high = frame.window[0], frame.window[1]
     grey = jnp.clip(jnp.round((physical - low) / (high - low) * 255.0), 0, 255).astype(jnp.uint8)
-    return jnp.broadcast_to(_orient(grey, frame.affine), (size, size, 3))
+    return jnp.broadcast_to(_orient(grey, frame.affine, view), view.shape)
 
 
-def _resample(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: int) -> jax.Array:
-    """[S, S, C] float32 raw values of the source box xyxy (pixel edges), upright.
+def _linear(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int) -> jax.Array:
+    """[canvas, canvas, C] float32 raw values, upright: the source box xyxy (pixel edges) in the first size [2] rows and
+    columns, anything beyond.
 
     The antialiasing kernel reads real neighbours outside of the box. Padding of the bucket has weight zero, and what
     remains is renormalised, as scale_and_translate itself does at the edges of an array: the bucket leaves no trace.
     """
     height, width = pixels.shape[:2]
     x1, y1, x2, y2 = box
-    scale = jnp.stack([size / (y2 - y1), size / (x2 - x1)])
+    scale = jnp.stack([size[0] / (y2 - y1), size[1] / (x2 - x1)])
     shift = -jnp.stack([y1, x1]) * scale
 
     def resample(image, dims):
-        shape = tuple(size if d in dims else n for d, n in enumerate(image.shape))
+        shape = tuple(canvas if d in dims else n for d, n in enumerate(image.shape))
         take = jnp.array(dims)
         return jax.image.scale_and_translate(image, shape, dims, scale[take], shift[take], "linear", antialias=True)
 
@@ -115,9 +147,54 @@ def _resample(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: int
     return resample(pixels.astype(jnp.float32) * inside, (0, 1)) / weight[..., None]
 
 
-def _orient(upright: jax.Array, affine: jax.Array) -> jax.Array:
+def _bicubic(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int) -> jax.Array:
+    """Like `_linear`, as Pillow does it; see the module's docstring."""
+    box = jnp.where(abs(box - jnp.round(box)) < SNAP, jnp.round(box), box)
+    low, high = box[1::-1], box[:1:-1]  # (y, x), as size is
+    first, last = jnp.floor(low), jnp.minimum(jnp.ceil(high), true_size)
+    # Both axes get the longer one's length, so that either can come first.
+    length = max(pixels.shape[:2])
+    image = jnp.pad(pixels, [(0, length - side) for side in pixels.shape[:2]] + [(0, 0)]).transpose(2, 0, 1)
+    down, across = (_bicubic_weights(low[i], high[i], first[i], last[i], length, size[i], canvas) for i in (0, 1))
+    eight_bit = pixels.dtype == jnp.uint8
+    settle = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255) if eight_bit else x
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    # Where nothing is rounded in between, the order makes no difference.
+    fewer = last - first - size
+    down_first = (fewer[0] > 0) & (fewer[0] > 2 * fewer[1]) if eight_bit else False
+    swapped = lambda array: jnp.where(down_first, array.swapaxes(1, 2), array)
+    one, two = jnp.where(down_first, down, across), jnp.where(down_first, across, down)
+    once = settle(product("chw,jw->chj", swapped(image).astype(jnp.float32), one))
+    return swapped(settle(product("chj,ih->cij", once, two))).transpose(1, 2, 0)
+
+
+def _bicubic_weights(
+    low: jax.Array, high: jax.Array, first: jax.Array, last: jax.Array, length: int, count: jax.Array, canvas: int
+) -> jax.Array:
+    """[canvas, length] float32: rows sample [low, high) px of an axis at `count` points, from the pixels first to last - 1.
+
+    Rows beyond `count` repeat the last. Distances are quotients of numbers that are whole, and so exact, where the edges
+    are: with weights that are off by 1e-5, sums fall on the other side of a rounding.
+    """
+    index = jnp.arange(length)
+    inside = (index >= first) & (index < last)
+    place = 2 * (index - low) + 1  # twice the pixel's centre, from the box's edge
+    point = 2 * jnp.minimum(jnp.arange(canvas), count - 1) + 1
+    apart = place[None] * count - point[:, None] * (high - low)
+    x = jnp.abs(apart) / (2 * jnp.maximum(high - low, count))
+    near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weight = jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0)) * inside[None]
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def _is_turned(affine: jax.Array) -> jax.Array:
+    """Whether u runs along y."""
+    return abs(affine[0, 1]) > abs(affine[0, 0])
+
+
+def _orient(upright: jax.Array, affine: jax.Array, view: ViewFormat) -> jax.Array:
     """The upright image as the affine turns it: transposed when u runs along y, mirrored where u or v run backwards."""
     (a, b, _), (c, d, _) = affine
-    image = jnp.where(abs(b) > abs(a), upright.swapaxes(0, 1), upright)
+    image = jnp.where(_is_turned(affine), upright.swapaxes(0, 1), upright)[: view.height, : view.width]
     image = jnp.where(a + c < 0, image[:, ::-1], image)  # one of the two is zero
     return jnp.where(b + d < 0, image[::-1], image)

@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 
 from mvg_jax.frames import Frame, extent
-from mvg_jax.tools.render import Sources, render_views
+from mvg_jax.tools.render import Sources, ViewFormat, render_views
 
 MAX_VIEWS = 2  # R: views one call may return. A shape that every compiled program shares.
 NUMBERS = 4  # scalars a tool may take beside its boxes
@@ -103,7 +103,7 @@ class ToolArgs(NamedTuple):
 
 
 class ToolResult(NamedTuple):
-    """What calls gave. views: [..., R, S, S, 3] uint8, black from count on. frames: [..., R]. count, code: [...] int32.
+    """What calls gave. views: [..., R, H, W, 3] uint8, black from count on. frames: [..., R]. count, code: [...] int32.
 
     Frames from count on are legal but mean nothing.
     """
@@ -131,11 +131,11 @@ class Tool:
     encode: Callable[[Mapping[str, Any], Sequence[ImageInfo]], ToolArgs]
     reframe: Callable[[Frame, ToolArgs], tuple[Frame, jax.Array, jax.Array]]
 
-    def apply(self, sources: Sources, frames: Frame, args: ToolArgs, size: int) -> ToolResult:
+    def apply(self, sources: Sources, frames: Frame, args: ToolArgs, view: ViewFormat) -> ToolResult:
         """One row's call on its own: sources pixels [M, H, W, C], frames [N]."""
         new, count, code = self.reframe(frames, args)
         row = jnp.where(jnp.arange(MAX_VIEWS) < count, 0, -1)
-        views = render_views(jax.tree.map(lambda x: x[None], sources), row, new, size)
+        views = render_views(jax.tree.map(lambda x: x[None], sources), row, new, view)
         return ToolResult(views, new, count, code)
 
     @functools.cached_property
@@ -225,9 +225,9 @@ def _check_schema(validator: jsonschema.Draft202012Validator, arguments: Any) ->
         raise ToolError("E4", "Illegal value.")
 
 
-@functools.partial(jax.jit, static_argnames=("registry", "size"))
+@functools.partial(jax.jit, static_argnames=("registry", "view"))
 def apply_tools(
-    registry: Registry, sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs, size: int
+    registry: Registry, sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs, view: ViewFormat
 ) -> ToolResult:
     """Carries out one call a row, of any mix of tools, in one compiled program.
 
@@ -242,8 +242,8 @@ def apply_tools(
     new_BxR, count_B, code_B = jax.vmap(reframe)(frames, args)
     row_BxR = jnp.where(jnp.arange(MAX_VIEWS)[None] < count_B[:, None], source_row[:, None], -1)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), new_BxR)
-    views = render_views(sources, row_BxR.reshape(-1), flat, size)
-    return ToolResult(views.reshape(*row_BxR.shape, size, size, 3), new_BxR, count_B, code_B)
+    views = render_views(sources, row_BxR.reshape(-1), flat, view)
+    return ToolResult(views.reshape(*row_BxR.shape, *view.shape), new_BxR, count_B, code_B)
 
 
 def _no_call(frames: Frame, args: ToolArgs):

@@ -11,11 +11,12 @@ import pytest
 from mvg_jax.data.task import Box, NativeImage, Task
 from mvg_jax.env.episode import task_sources
 from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Protocol, Vocabulary
-from mvg_jax.tools import ToolCall, apply_tools, default_registry
+from mvg_jax.tools import ToolCall, ViewFormat, apply_tools, default_registry
 
 SPECIAL = {text: i for i, text in enumerate(ENGINE_TAGS + TURN_TAGS)}
 _PIECE = re.compile("|".join(map(re.escape, SPECIAL)) + "|.", re.DOTALL)
 SIZE = 16
+VIEW = ViewFormat(SIZE, SIZE, "linear")
 WIDTH = 96
 
 
@@ -62,15 +63,15 @@ def make_task(i=0, **fields):
     return Task(**{**values, **fields})
 
 
-def make_act(tasks, size=SIZE):
+def make_act(tasks):
     """apply_tools with one source row a task."""
     sources = jax.device_put(task_sources(tasks, 32, 40))
     row = np.arange(len(tasks), dtype=np.int32)
-    return functools.partial(_act, sources, row, size)
+    return functools.partial(_act, sources, row)
 
 
-def _act(sources, row, size, frames, args):
-    return apply_tools(REGISTRY, sources, row, frames, args, size)
+def _act(sources, row, frames, args):
+    return apply_tools(REGISTRY, sources, row, frames, args, VIEW)
 
 
 @pytest.fixture
@@ -82,5 +83,12 @@ def protocol():
 def tiny():
     """The helpers above, for tests."""
     return types.SimpleNamespace(
-        vocabulary=VOCABULARY, registry=REGISTRY, zoom=zoom, task=make_task, act=make_act, width=WIDTH, size=SIZE
+        vocabulary=VOCABULARY,
+        registry=REGISTRY,
+        zoom=zoom,
+        task=make_task,
+        act=make_act,
+        width=WIDTH,
+        size=SIZE,
+        view=VIEW,
     )

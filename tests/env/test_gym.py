@@ -18,7 +18,7 @@ WEIGHTS = {"accuracy": 1.0, "format": 0.1, "needless_call": -0.1}
 def env(tiny):
     protocol = Protocol(tiny.vocabulary, tiny.registry, "compact", 4)
     tasks = [tiny.task(i) for i in range(3)] + [tiny.task(3, chain=(), question="So ∀ 肝?\U0001f9e0")]
-    return MedicalVQAEnv(tasks, protocol, Limits(3, 4, 2), WEIGHTS, tiny.size)
+    return MedicalVQAEnv(tasks, protocol, Limits(3, 4, 2), WEIGHTS, tiny.view)
 
 
 def test_gymnasium_finds_no_fault(env):

@@ -59,7 +59,7 @@ def warm(ledger) -> Warm:
         views=3,
     )
     state = learner.init(tiny_world.own_params())
-    programs = [learner.lower(state, SHAPES[M], rollout, tiny_world.SIZE, with_reference=M == 2) for M in SHAPES]
+    programs = [learner.lower(state, SHAPES[M], rollout, (tiny_world.SIZE,) * 2, with_reference=M == 2) for M in SHAPES]
     compile_all(list(itertools.chain(*programs)), "compile")
     compiles = CompileCount()
     for M in (1, 2, 4, 2):

@@ -43,15 +43,15 @@ def test_labels_are_those_of_the_pixels_that_the_view_shows():
     part = fr.zoom(whole, np.array([100, 200, 600, 900], np.float32))
     views = [whole, part, fr.rotate(part, 1), fr.flip(fr.rotate(part, 3), 0)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *views)
-    row, grid = np.array([0, 1, 1, 0]), 2
-    got = np.asarray(sample_labels(maps, row, stacked, grid))
-    assert got.shape == (4, grid**2, CELLS**2)
-    side = grid * CELLS
+    row, (rows, columns) = np.array([0, 1, 1, 0]), (2, 3)
+    got = np.asarray(sample_labels(maps, row, stacked, (rows, columns)))
+    assert got.shape == (4, rows * columns, CELLS**2)
+    high, wide = rows * CELLS, columns * CELLS
     for n, view in enumerate(views):
-        for i in range(side):
-            for j in range(side):
-                x, y = view.affine @ np.array([(j + 0.5) / side, (i + 0.5) / side, 1])
-                token, cell = (i // CELLS) * grid + j // CELLS, (i % CELLS) * CELLS + j % CELLS
+        for i in range(high):
+            for j in range(wide):
+                x, y = view.affine @ np.array([(j + 0.5) / wide, (i + 0.5) / high, 1])
+                token, cell = (i // CELLS) * columns + j // CELLS, (i % CELLS) * CELLS + j % CELLS
                 assert got[n, token, cell] == maps[row[n], int(y), int(x)]
 
 
@@ -159,19 +159,19 @@ def test_read_is_about_the_largest_finding_of_a_zoom():
 
 def test_places_are_read_at_the_token_that_holds_the_centre():
     """A head that knows the answer at the right token only: right there, at a loss elsewhere; absent centres do not count."""
-    grid, D = 2, 2 * PLACES
+    grid, D = (2, 3), 2 * PLACES
     centre = np.full((1, MAX_BOXES, 2), -1.0, np.float32)
     centre[0, 0] = 0.71, 0.31
-    features = np.zeros((1, grid * grid, D), np.float32)
-    features[0, 1, int(0.71 * PLACES)] = features[0, 1, PLACES + int(0.31 * PLACES)] = 20.0  # column 1, row 0
+    features = np.zeros((1, 6, D), np.float32)
+    features[0, 2, int(0.71 * PLACES)] = features[0, 2, PLACES + int(0.31 * PLACES)] = 20.0  # column 2, row 0
     head = {"kernel": np.eye(D, dtype=np.float32), "bias": np.zeros(D, np.float32)}
-    loss, near = place_terms(head, features, centre)
+    loss, near = place_terms(head, features, centre, grid)
     assert loss < 1e-4
     assert near == 1
-    loss, near = place_terms(head, np.roll(features, 1, axis=1), centre)
+    loss, near = place_terms(head, np.roll(features, 1, axis=1), centre, grid)
     np.testing.assert_allclose(loss, 2 * np.log(PLACES), rtol=1e-4)
     assert near == 0
-    loss, near = place_terms(head, features, np.full_like(centre, -1.0))
+    loss, near = place_terms(head, features, np.full_like(centre, -1.0), grid)
     assert loss == 0
     assert near == 0
 
@@ -179,7 +179,7 @@ def test_places_are_read_at_the_token_that_holds_the_centre():
 @pytest.fixture(scope="module")
 def stage() -> VisionStage:
     graph = tiny_world.model()[0]
-    return VisionStage(graph, optax.adam(3e-3), 3, (1, 2), (1,), 4, tiny_world.SIZE, (HEIGHT, WIDTH), 60, 0)
+    return VisionStage(graph, optax.adam(3e-3), 3, (1, 2), (1,), 4, tiny_world.VIEW, (HEIGHT, WIDTH), 60, 0)
 
 
 def test_vision_learns_and_the_decoder_stays(stage):

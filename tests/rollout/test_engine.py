@@ -111,7 +111,7 @@ def test_nothing_compiles_after_warm_up():
     engine = Engine(graph, shapes, tiny_world.VOCABULARY.end_of_turn, tiny_world.LETTERS)
     compiles = CompileCount()
     joined = shapes.turn_tokens - 1 + max(shapes.observation_lengths)  # how a scripted turn is fed
-    compile_all(engine.lower(params, tiny_world.SIZE, MAX_VIEWS, extra_lengths=(joined,)), "compile")
+    compile_all(engine.lower(params, (tiny_world.SIZE,) * 2, MAX_VIEWS, extra_lengths=(joined,)), "compile")
     warm = compiles.count
     assert warm >= 8  # encode of prompts and 2 buckets, prefill, decode, extend in 3 lengths
     play_mixes(engine)

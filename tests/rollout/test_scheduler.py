@@ -61,11 +61,11 @@ def test_observations_follow_the_calls_in_tokens_and_pixels():
     # Views are those that the episode's frames show, rendered by themselves.
     prompts = tiny_world.world(2).prepare(TASKS, tools_on=True)
     frames = jax.tree.map(lambda x: x[0, 1:4], episodes.frames)
-    shown = render_views(prompts.sources, np.zeros(3, np.int32), frames, 16)
+    shown = render_views(prompts.sources, np.zeros(3, np.int32), frames, tiny_world.VIEW)
     np.testing.assert_array_equal(t.views_BxNxSxSx3[0], shown)
     np.testing.assert_array_equal(t.views_BxNxSxSx3[0, 2], t.views_BxNxSxSx3[0, 1, :, ::-1])
     whole = jax.tree.map(lambda x: x[None], full_frame(32, 40, (-160.0, 240.0), 0))
-    shown = render_views(prompts.sources, np.ones(1, np.int32), whole, 16)
+    shown = render_views(prompts.sources, np.ones(1, np.int32), whole, tiny_world.VIEW)
     np.testing.assert_array_equal(t.prompt_views_PxNxSxSx3[1], shown)
 
 

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 
 from mvg_jax import frames as fr
-from mvg_jax.tools import Sources, render_views, stack_sources
+from mvg_jax.tools import Sources, ViewFormat, render_views, stack_sources
 from mvg_jax.tools.render import CHUNK
 
 SIZE = 16
+VIEW = ViewFormat(SIZE, SIZE, "linear")
 HU = (1.0, -1024.0)
 WINDOW = (-160.0, 240.0)
 
@@ -15,7 +16,7 @@ def render(sources: Sources, *frames: fr.Frame) -> np.ndarray:
     """Views [n, S, S, 3] of up to 4 frames of the first row (always 4, so that few programs are compiled)."""
     stacked = jax.tree.map(lambda *x: np.stack(x), *frames, *[frames[0]] * (4 - len(frames)))
     row = np.where(np.arange(4) < len(frames), 0, -1).astype(np.int32)
-    return np.asarray(render_views(sources, row, stacked, SIZE))[: len(frames)]
+    return np.asarray(render_views(sources, row, stacked, VIEW))[: len(frames)]
 
 
 def one_source(pixels: np.ndarray, rescale=HU, bucket: tuple[int, int] = (64, 64)) -> Sources:
@@ -153,12 +154,12 @@ def test_unasked_views_are_black_and_leave_the_others_alone():
     boxes = np.concatenate([rng.uniform(0, 400, (n, 2)), rng.uniform(600, 1000, (n, 2))], 1).astype(np.float32)
     whole = fr.full_frame(64, 64, WINDOW, 0)
     frames = fr.zoom(jax.tree.map(lambda x: np.stack([x] * n), whole), boxes)
-    views = np.asarray(render_views(sources, row, frames, SIZE))
+    views = np.asarray(render_views(sources, row, frames, VIEW))
     for i in range(n):
         alone = render(one_source(images[row[i]][0]), fr.zoom(whole, boxes[i]))[0]
         np.testing.assert_array_equal(views[i], alone if row[i] >= 0 else 0)
         assert alone.std() > 0
-    assert not np.asarray(render_views(sources, np.full(n, -1, np.int32), frames, SIZE)).any()
+    assert not np.asarray(render_views(sources, np.full(n, -1, np.int32), frames, VIEW)).any()
 
 
 def test_a_frame_reads_the_image_that_it_names():

@@ -15,6 +15,7 @@ from mvg_jax.tools import (
     ToolArgs,
     ToolCall,
     ToolError,
+    ViewFormat,
     apply_tools,
     default_registry,
     observation_text,
@@ -207,6 +208,7 @@ MIXED = [
     (FLIP, {"axis": "horizontal", "img_idx": 0}),
 ]
 SIZE = 16
+VIEW = ViewFormat(SIZE, SIZE, "linear")
 
 
 def batch(calls):
@@ -222,7 +224,7 @@ def batch(calls):
 
 
 # Fails at the second trace, in whichever test.
-apply_once_traced = jax.jit(chex.assert_max_traces(apply_tools.__wrapped__, n=1), static_argnames=("registry", "size"))
+apply_once_traced = jax.jit(chex.assert_max_traces(apply_tools.__wrapped__, n=1), static_argnames=("registry", "view"))
 
 
 def at(*pairs):
@@ -232,7 +234,7 @@ def at(*pairs):
 
 def test_mixed_calls_in_one_batch_are_the_calls_one_by_one():
     sources, row, frames, args = batch(MIXED)
-    result = jax.device_get(apply_once_traced(ALL, sources, row, frames, args, size=SIZE))
+    result = jax.device_get(apply_once_traced(ALL, sources, row, frames, args, view=VIEW))
     assert result.views.shape == (len(MIXED), MAX_VIEWS, SIZE, SIZE, 3)
     assert result.views.dtype == np.uint8
     np.testing.assert_array_equal(result.count, [2, 0, 1, 1, 1, 1])
@@ -245,7 +247,7 @@ def test_mixed_calls_in_one_batch_are_the_calls_one_by_one():
             continue
         tool = ALL.tools[args.kind[b]]
         assert tool.name == call[0]
-        alone = tool.apply(*at((sources, row[b]), (frames, b), (args, b)), SIZE)
+        alone = tool.apply(*at((sources, row[b]), (frames, b), (args, b)), VIEW)
         # Two programs may round a frame differently in its last bit, and so, rarely, a pixel.
         chex.assert_trees_all_close(at((result, b))[0]._replace(views=0), jax.device_get(alone)._replace(views=0))
         np.testing.assert_allclose(result.views[b].astype(int), alone.views, atol=1)
@@ -254,7 +256,7 @@ def test_mixed_calls_in_one_batch_are_the_calls_one_by_one():
 
 def test_another_mix_of_calls_compiles_nothing():
     for calls in (MIXED, MIXED[::-1], [None] * len(MIXED), [MIXED[0]] * len(MIXED)):
-        result = apply_once_traced(ALL, *batch(calls), size=SIZE)
+        result = apply_once_traced(ALL, *batch(calls), view=VIEW)
         asked = [0 if call is None else 2 if call is MIXED[0] else 1 for call in calls]
         np.testing.assert_array_equal(result.count, asked)
 

@@ -246,7 +246,7 @@ def test_a_lesson_is_a_function_of_its_index():
 def test_the_tools_see_what_the_certificate_says(tasks):
     """The renderer of mvg_jax.tools gives the views that the proofs were made with."""
     from mvg_jax import frames
-    from mvg_jax.tools import Sources, render_views
+    from mvg_jax.tools import Sources, ViewFormat, render_views
 
     task = next(task for task in tasks if task.kind == "compare")
     image = task.images[0]
@@ -258,7 +258,9 @@ def test_the_tools_see_what_the_certificate_says(tasks):
     whole = frames.full_frame(SIDE, SIDE, np.array(image.window, np.float32), np.int32(0))
     zooms = [frames.zoom(whole, np.array(box, np.float32)) for box in task.chain[0].arguments["bbox_2d"]]
     shown = jax.tree.map(lambda *leaves: np.stack(leaves), whole, *zooms)
-    views = np.asarray(render_views(sources, np.zeros(3, np.int32), shown, VIEW)).astype(float)
+    views = np.asarray(render_views(sources, np.zeros(3, np.int32), shown, ViewFormat(VIEW, VIEW, "linear"))).astype(
+        float
+    )
     hu = hounsfield(task)
     for got, want in zip(views, [overview(hu), *chain_views(task, hu)], strict=True):
         assert np.abs(got[..., 0] - want).max() < 0.51
