@@ -2,6 +2,8 @@
 
 The forward pass is the sampler's own: the prompt is run once a group and its rows attend to it, so that log-probs agree
 with those recorded while sampling. Microbatches are scanned; every sum is divided by the token count of the whole batch.
+
+On a mesh (see mesh.py) every shard of rows has its part of each microbatch, and packs the views of its own rows.
 """
 
 import dataclasses
@@ -15,6 +17,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mvg_jax.mesh import abstract, agree, by_shard, constrain, local_shards, put_rows, shard_count
+from mvg_jax.models.axes import constrain_parameters, place
 from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
 from mvg_jax.rl.objective import Objective, policy_loss
@@ -24,7 +28,10 @@ from mvg_jax.trajectory import Trajectories
 
 
 class Batch(NamedTuple):
-    """A ledger on the device, cut into M microbatches of p prompts and b = p·G rows. n: packed views of a microbatch."""
+    """A ledger on the device, cut into M microbatches of p prompts and b = p·G rows. n: packed views of a microbatch.
+
+    view_index counts from the first of the views that the row's shard packed.
+    """
 
     prompts: jax.Array  # [M, p, L0] int32
     prompt_length: jax.Array  # [M, p] int32
@@ -72,24 +79,35 @@ def make_batch(
     temperature_B: np.ndarray,
     shapes: LearnerShapes,
 ) -> Batch:
-    """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row. The reference is the behaviour."""
-    t, M = trajectories, shapes.microbatches
+    """Cuts and packs this process's ledger; padding is trimmed to the bucket that holds the longest row of all processes.
+
+    The reference is the behaviour.
+    """
+    t, M, S = trajectories, shapes.microbatches, local_shards()
     P, G = len(t.prompts_PxL), t.group_size
-    if P % M:
-        raise ValueError(f"{P} prompts cannot be cut into {M} microbatches")
-    L = bucket(shapes.suffix_lengths, int(t.length_B.max()), "learner.suffix_lengths")
-    cut = lambda x: x.reshape(M, len(x) // M, *x.shape[1:])
+    if P % (M * S):
+        raise ValueError(f"{P} prompts cannot be cut into {M} microbatches" + (f" on {S} shards" if S > 1 else ""))
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        """[rows, ...] -> [M, rows/M, ...], of each shard's rows the same number in every microbatch."""
+        pieces = x.reshape(S, M, len(x) // (S * M), *x.shape[1:]).swapaxes(0, 1)
+        return pieces.reshape(M, len(x) // M, *x.shape[1:])
+
+    count_MxSxr = cut(t.view_count_B).reshape(M, S, -1)
+    longest, most = agree(t.length_B.max(), count_MxSxr.sum(axis=2).max())
+    L = bucket(shapes.suffix_lengths, longest, "learner.suffix_lengths")
+    n = bucket(shapes.view_batches, most * shard_count(), "learner.view_batches") // shard_count()
     tokens = t.tokens_BxL[:, :L]
     behaviour = t.logprob_BxL[:, :L]
-    count_Mxb = cut(t.view_count_B)
-    n = bucket(shapes.view_batches, int(count_Mxb.sum(axis=1).max()), "learner.view_batches")
     N = t.views_BxNxSxSx3.shape[1]
-    has_Mxbxn = np.arange(N)[None, None] < count_Mxb[..., None]
-    index = np.where(has_Mxbxn, np.cumsum(has_Mxbxn.reshape(M, -1), axis=1).reshape(has_Mxbxn.shape) - 1, 0)
-    views = np.zeros((M, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
-    micro, row, slot = np.nonzero(has_Mxbxn)
-    views[micro, index[micro, row, slot]] = cut(t.views_BxNxSxSx3)[micro, row, slot]
-    return Batch(
+    has_MxSxrxN = np.arange(N)[None, None, None] < count_MxSxr[..., None]
+    place_MxSxrxN = np.cumsum(has_MxSxrxN.reshape(M, S, -1), axis=2).reshape(has_MxSxrxN.shape) - 1
+    index = np.where(has_MxSxrxN, place_MxSxrxN, 0)
+    views = np.zeros((M, S, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
+    micro, shard, row, slot = np.nonzero(has_MxSxrxN)
+    own = cut(t.views_BxNxSxSx3).reshape(*has_MxSxrxN.shape, *t.views_BxNxSxSx3.shape[2:])
+    views[micro, shard, index[micro, shard, row, slot]] = own[micro, shard, row, slot]
+    batch = Batch(
         cut(t.prompts_PxL),
         cut(t.prompt_length_P),
         cut(t.prompt_views_PxNxSxSx3),
@@ -98,11 +116,12 @@ def make_batch(
         cut(t.loss_mask_BxL[:, :L]),
         cut(behaviour),
         cut(behaviour),
-        views,
-        index.astype(np.int32),
-        reward_B.astype(np.float32).reshape(M, P // M, G),
+        views.reshape(M, S * n, *views.shape[3:]),
+        index.reshape(M, -1, N).astype(np.int32),
+        cut(reward_B.astype(np.float32).reshape(P, G)),
         cut(temperature_B.astype(np.float32)),
     )
+    return put_rows(batch, axis=1)
 
 
 def token_logprobs(
@@ -115,15 +134,15 @@ def token_logprobs(
     model = nnx.merge(graph, params)
     p, N0 = micro.prompt_views.shape[:2]
     group = micro.tokens.shape[0] // p
-    n = micro.views.shape[0]
-    views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
-    features = model.encode_images(views)
-    prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
+    own_views = micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:])
+    features = model.encode_images(by_shard(lambda *parts: jnp.concatenate(parts))(own_views, micro.views))
+    part = lambda prompts, all_: (all_[: len(prompts)], all_[len(prompts) :])
+    prompt_features, row_features = by_shard(part)(own_views, constrain(features, "batch"))
     hidden, prefix = model.prefill(
         micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
     )
     first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
-    x = model.embed(micro.tokens, row_features[micro.view_index])
+    x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     before = jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)  # the state each token was drawn from
     logits = jax.nn.log_softmax(policy_logits(model.logits(before), micro.temperature, banned_V[None, None]))
@@ -170,7 +189,7 @@ class Learner:
 
     def init(self, params: nnx.State) -> TrainState:
         learned, frozen = nnx.split_state(params, self.filter, ...)
-        return TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0))
+        return place(TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0)))
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         """One optimiser step. `state` is used up, but for its frozen weights."""
@@ -181,7 +200,8 @@ class Learner:
         self, state: TrainState, shapes: LearnerShapes, rollout: Shapes, view_size: int, with_reference: bool
     ) -> list[jax.stages.Lowered]:
         """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`."""
-        of, M = jax.ShapeDtypeStruct, shapes.microbatches
+        M = shapes.microbatches
+        of = lambda shape, dtype: abstract(shape, dtype, None, "batch")
         p, b = rollout.prompts // M, rollout.rows // M
         view = (view_size, view_size, 3)
         axes = () if nnx.merge(self.graph, state.params).config.text.mrope_section is None else (3,)
@@ -235,8 +255,10 @@ def _update(graph, optimizer, terms, banned_V, learned, frozen, opt_state, step,
 
     zero = (jax.tree.map(jnp.zeros_like, learned), jnp.float32(0))
     (gradient, loss), aux = jax.lax.scan(accumulate, zero, batch)
+    gradient = constrain_parameters(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, learned)
     new = {"learned": optax.apply_updates(learned, updates), "opt_state": opt_state, "step": step + 1}
+    new = constrain_parameters(new)
     metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
     metrics |= {
         "loss": loss,
@@ -249,4 +271,5 @@ def _update(graph, optimizer, terms, banned_V, learned, frozen, opt_state, step,
 
 def _score(graph, banned_V, params, batch: Batch) -> jax.Array:
     """Log-probs [M, b, L] of a batch's tokens; used for the reference policy."""
-    return jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V)[0], batch)
+    logprobs = jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V)[0], batch)
+    return constrain(logprobs, None, "batch")
