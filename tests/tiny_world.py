@@ -18,6 +18,7 @@ from mvg_jax.data.task import Box, NativeImage, Task
 from mvg_jax.env.episode import Episodes, Limits
 from mvg_jax.env.protocol import Protocol, Turn
 from mvg_jax.experiment import folder, make_vocabulary
+from mvg_jax.models.axes import place
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.tokenizer import load_tokenizer
@@ -160,9 +161,10 @@ def play(
 ) -> tuple[Trajectories, Episodes, Phases]:
     """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn."""
     world_, rows, phases = world(len(tasks)), 2 * len(tasks), Phases()
+    engine_ = engine(len(tasks), banned_V)
     policy = SampledPolicy(
-        engine(len(tasks), banned_V),
-        model()[1],
+        engine_,
+        engine_.weights(place(model()[1])),
         seed=seed,
         step=step,
         sample_B=np.arange(rows) % 2 if sample_B is None else sample_B,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mvg_jax.mesh import axis_size, constrain
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.layers import (
     ACTIVATIONS,
@@ -44,13 +45,19 @@ class Suffix(NamedTuple):
 
     @classmethod
     def empty(cls, config: TextConfig, rows: int, length: int, dtype: jnp.dtype) -> "Suffix":
-        shape = (rows, length, config.num_key_value_heads, config.head_dim)
+        shape = (rows, length, cache_heads(config), config.head_dim)
         layers = range(config.num_hidden_layers)
         return cls(
             tuple(jnp.zeros(shape, dtype) for _ in layers),
             tuple(jnp.zeros(shape, dtype) for _ in layers),
             jnp.zeros(rows, jnp.int32),
         )
+
+
+def cache_heads(config: TextConfig) -> int:
+    """Heads of keys and values as they are cached and attended to: fewer than tensor devices are repeated, one for each."""
+    K, devices = config.num_key_value_heads, axis_size("tensor")
+    return K if K % devices == 0 else devices
 
 
 def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> int:
@@ -80,6 +87,11 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rope(q, sin, cos), apply_rope(k, sin, cos)
         v = self.v_proj(x_BxTxD).reshape(B, T, K, C)
+        repeats = cache_heads(self.config) // K
+        if repeats > 1:
+            k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
+        q = constrain(q, "batch", None, "heads")
+        k, v = constrain(k, "batch", None, "kv"), constrain(v, "batch", None, "kv")
         if cache is None:
             mask_BxTxS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
         else:
@@ -150,12 +162,14 @@ class Decoder(nnx.Module):
             # Padding is sent past the end of the cache, where the scatter drops it.
             slot_BxT = jnp.where(step_T < count_B[:, None], cache.length[:, None] + step_T, cache.keys[0].shape[1])
         keys, values = [], []
+        x_BxTxD = constrain(x_BxTxD, "batch")
         for i, layer in enumerate(self.layers):
             layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
             x_BxTxD, k, v = run_layer(self.remat, layer, x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
             if i < len(deep):
                 x_BxTxD = x_BxTxD + deep[i]
+            x_BxTxD = constrain(x_BxTxD, "batch")
             keys.append(k)
             values.append(v)
         length_B = count_B if cache is None else cache.length + count_B

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mvg_jax.mesh import constrain
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig
 from mvg_jax.models.layers import ACTIVATIONS, apply_rope, normalise, run_layer
 from mvg_jax.models.vlm import VisionLanguageModel
@@ -155,6 +156,7 @@ class VisionTower(nnx.Module):
         taken = []
         for i, block in enumerate(self.blocks):
             full = window is None or i in c.fullatt_block_indexes
+            x = constrain(x, "spread")
             x = run_layer(self.remat, block, x, sin, cos, real_WxS.reshape(1, -1) if full else real_WxS)
             if i in c.deepstack_visual_indexes:
                 taken.append(x)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mvg_jax.mesh import constrain
 from mvg_jax.models.config import ModelConfig, VisionConfig
 from mvg_jax.models.layers import ACTIVATIONS, normalise, run_layer
 
@@ -81,7 +82,7 @@ class VisionTower(nnx.Module):
         x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...], (N, 1, x.shape[-1])), x], axis=1)
         x = x + self.position_embeddings[...]
         for layer in self.layers:
-            x = run_layer(self.remat, layer, x)
+            x = run_layer(self.remat, layer, constrain(x, "spread"))
         if self.layernorm is not None:
             x = self.layernorm(x)
         return x[:, 1:].reshape(N, grid, grid, -1)

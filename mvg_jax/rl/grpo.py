@@ -5,14 +5,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 
 from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Episodes, Stop
 from mvg_jax.env.rewards import compute_rewards, tool_statistics
+from mvg_jax.mesh import gather
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
 from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.sampling import task_name
 from mvg_jax.rollout.scheduler import Phases, SampledPolicy, World, rollout
 from mvg_jax.trajectory import Trajectories
 
@@ -35,17 +38,9 @@ class GRPOStage:
 
     def step(self, state: TrainState, number: int, tasks: Sequence[Task]) -> tuple[TrainState, dict]:
         start = time.perf_counter()
-        phases, shapes = Phases(), self.world.shapes
-        temperature_B = np.full(shapes.rows, self.temperature, np.float32)
-        policy = SampledPolicy(
-            self.engine,
-            state.params,
-            seed=self.seed,
-            step=number,
-            sample_B=sample_index(tasks, shapes.group),
-            temperature_B=temperature_B,
-        )
-        trajectories, episodes = rollout(self.world, policy, self.world.prepare(tasks, tools_on=True), phases)
+        phases = Phases()
+        temperature_B = np.full(len(tasks) * self.world.shapes.group, self.temperature, np.float32)
+        trajectories, episodes = self._sample(state.params, number, tasks, temperature_B, phases)
         rewards_B, terms = compute_rewards(self.rewards, episodes)
         rolled_out = time.perf_counter()
         batch = make_batch(trajectories, rewards_B, temperature_B, self.shapes)
@@ -57,37 +52,70 @@ class GRPOStage:
         times |= {"time/rollout": rolled_out - start, "time/step": time.perf_counter() - start}
         return state, metrics | rollout_metrics(trajectories, episodes, rewards_B, terms) | times
 
+    def _sample(
+        self, params: nnx.State, number: int, tasks: Sequence[Task], temperature_B: np.ndarray, phases: Phases
+    ) -> tuple[Trajectories, Episodes]:
+        """A rollout; the sampler's weights and cache are gone when it is over, before the update wants the memory."""
+        prompts = self.world.prepare(tasks, tools_on=True)
+        with phases("wait"):  # for the update before, which is none of the rollout's time
+            jax.block_until_ready(params)
+        with phases("reshard"):
+            params = self.engine.weights(params)
+        policy = SampledPolicy(
+            self.engine,
+            params,
+            seed=self.seed,
+            step=number,
+            sample_B=sample_index(tasks, self.world.shapes.group),
+            temperature_B=temperature_B,
+        )
+        return rollout(self.world, policy, prompts, phases)
+
     def params(self, state: TrainState) -> nnx.State:
         return state.params
 
 
 def sample_index(tasks: Sequence[Task], group: int) -> np.ndarray:
-    """int32 [P·G]: counts a task's rows within the step, so that a task drawn twice does not repeat its noise."""
-    seen: Counter[str] = Counter()
-    index = []
-    for task in tasks:
-        index += [seen[task.id] * group + g for g in range(group)]
-        seen[task.id] += 1
-    return np.array(index, np.int32)
+    """int32 [P·G]: counts a task's rows within the step, so that a task drawn twice does not repeat its noise.
+
+    With several processes, over the tasks of all: task p of process i is the step's p·processes + i-th.
+    """
+    own, count = jax.process_index(), jax.process_count()
+    names = gather(np.array([task_name(task.id) for task in tasks], np.uint32))
+    seen: Counter[int] = Counter()
+    before = []
+    for name in names.reshape(count, -1).T.reshape(-1).tolist():
+        before.append(seen[name])
+        seen[name] += 1
+    return (np.array(before, np.int32)[own::count, None] * group + np.arange(group, dtype=np.int32)).reshape(-1)
 
 
 def rollout_metrics(
     trajectories: Trajectories, episodes: Episodes, rewards_B: np.ndarray, terms: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """What a step's episodes were like: means over rows, split by whether a task needs a tool where that is known."""
+    """What a step's episodes were like: means over all processes' rows, split by whether a task needs a tool where that is known."""
     statistics = tool_statistics(episodes)
-    needed_B = np.array([task.needs_tool is True for task in episodes.tasks])
-    needless_B = np.array([task.needs_tool is False for task in episodes.tasks])
-    group_std = rewards_B.reshape(-1, trajectories.group_size).std(axis=1)
+    G = trajectories.group_size
+    rows = {
+        "needed": np.array([task.needs_tool is True for task in episodes.tasks]),
+        "needless": np.array([task.needs_tool is False for task in episodes.tasks]),
+        "reward": rewards_B,
+        "tokens": trajectories.loss_mask_BxL.sum(axis=1),
+        "views": trajectories.view_count_B,
+        "stop": episodes.stop_B,
+    }
+    rows, statistics, terms = jax.tree.map(gather, (rows, dict(statistics), dict(terms)))
+    needed_B, needless_B, stop_B = rows["needed"], rows["needless"], rows["stop"]
+    group_std = rows["reward"].reshape(-1, G).std(axis=1)
     metrics = {
-        "reward": rewards_B.mean(),
+        "reward": rows["reward"].mean(),
         "groups_without_signal": (group_std < 1e-6).mean(),
-        "tokens_sampled": trajectories.loss_mask_BxL.sum(),
-        "views": trajectories.view_count_B.mean(),
+        "tokens_sampled": rows["tokens"].sum(),
+        "views": rows["views"].mean(),
         "turn_errors": np.nanmean(statistics["error"]),
     }
     metrics |= {f"reward/{name}": values.mean() for name, values in terms.items()}
-    metrics |= {f"stop/{stop.name.lower()}": (episodes.stop_B == stop).mean() for stop in Stop if stop != Stop.RUNNING}
+    metrics |= {f"stop/{stop.name.lower()}": (stop_B == stop).mean() for stop in Stop if stop != Stop.RUNNING}
     for name, rows in (("needed", needed_B), ("not_needed", needless_B)):
         if rows.any():
             metrics[f"tool_rate/{name}"] = statistics["call"][rows].mean()

@@ -1,6 +1,8 @@
 """The update: ledger -> device batch -> log-probs -> loss -> optimiser, one compiled program a shape.
 
 Microbatches are scanned; every sum is divided by the token count of the whole batch.
+
+On a mesh (see mesh.py) every shard of rows has its part of each microbatch, and packs the views of its own rows.
 """
 
 import dataclasses
@@ -14,6 +16,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mvg_jax.mesh import abstract, agree, constrain, local_shards, put_rows, shard_count
+from mvg_jax.models.axes import constrain_parameters, place
 from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
 from mvg_jax.rl.logprobs import Forward, cast, token_logprobs
@@ -23,7 +27,10 @@ from mvg_jax.trajectory import Trajectories
 
 
 class Batch(NamedTuple):
-    """A ledger on the device, cut into M microbatches of p prompts and b = p·G rows. n: packed views of a microbatch."""
+    """A ledger on the device, cut into M microbatches of p prompts and b = p·G rows. n: packed views of a microbatch.
+
+    view_index counts from the first of the views that the row's shard packed.
+    """
 
     prompts: jax.Array  # [M, p, L0] int32
     prompt_length: jax.Array  # [M, p] int32
@@ -71,24 +78,35 @@ def make_batch(
     temperature_B: np.ndarray,
     shapes: LearnerShapes,
 ) -> Batch:
-    """Cuts and packs a ledger; padding is trimmed to the bucket that holds the longest row. The reference is the behaviour."""
-    t, M = trajectories, shapes.microbatches
+    """Cuts and packs this process's ledger; padding is trimmed to the bucket that holds the longest row of all processes.
+
+    The reference is the behaviour.
+    """
+    t, M, S = trajectories, shapes.microbatches, local_shards()
     P, G = len(t.prompts_PxL), t.group_size
-    if P % M:
-        raise ValueError(f"{P} prompts cannot be cut into {M} microbatches")
-    L = bucket(shapes.suffix_lengths, int(t.length_B.max()), "learner.suffix_lengths")
-    cut = lambda x: x.reshape(M, len(x) // M, *x.shape[1:])
+    if P % (M * S):
+        raise ValueError(f"{P} prompts cannot be cut into {M} microbatches" + (f" on {S} shards" if S > 1 else ""))
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        """[rows, ...] -> [M, rows/M, ...], of each shard's rows the same number in every microbatch."""
+        pieces = x.reshape(S, M, len(x) // (S * M), *x.shape[1:]).swapaxes(0, 1)
+        return pieces.reshape(M, len(x) // M, *x.shape[1:])
+
+    count_MxSxr = cut(t.view_count_B).reshape(M, S, -1)
+    longest, most = agree(t.length_B.max(), count_MxSxr.sum(axis=2).max())
+    L = bucket(shapes.suffix_lengths, longest, "learner.suffix_lengths")
+    n = bucket(shapes.view_batches, most * shard_count(), "learner.view_batches") // shard_count()
     tokens = t.tokens_BxL[:, :L]
     behaviour = t.logprob_BxL[:, :L]
-    count_Mxb = cut(t.view_count_B)
-    n = bucket(shapes.view_batches, int(count_Mxb.sum(axis=1).max()), "learner.view_batches")
     N = t.views_BxNxSxSx3.shape[1]
-    has_Mxbxn = np.arange(N)[None, None] < count_Mxb[..., None]
-    index = np.where(has_Mxbxn, np.cumsum(has_Mxbxn.reshape(M, -1), axis=1).reshape(has_Mxbxn.shape) - 1, 0)
-    views = np.zeros((M, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
-    micro, row, slot = np.nonzero(has_Mxbxn)
-    views[micro, index[micro, row, slot]] = cut(t.views_BxNxSxSx3)[micro, row, slot]
-    return Batch(
+    has_MxSxrxN = np.arange(N)[None, None, None] < count_MxSxr[..., None]
+    place_MxSxrxN = np.cumsum(has_MxSxrxN.reshape(M, S, -1), axis=2).reshape(has_MxSxrxN.shape) - 1
+    index = np.where(has_MxSxrxN, place_MxSxrxN, 0)
+    views = np.zeros((M, S, n, *t.views_BxNxSxSx3.shape[2:]), np.uint8)
+    micro, shard, row, slot = np.nonzero(has_MxSxrxN)
+    own = cut(t.views_BxNxSxSx3).reshape(*has_MxSxrxN.shape, *t.views_BxNxSxSx3.shape[2:])
+    views[micro, shard, index[micro, shard, row, slot]] = own[micro, shard, row, slot]
+    batch = Batch(
         cut(t.prompts_PxL),
         cut(t.prompt_length_P),
         cut(t.prompt_views_PxNxSxSx3),
@@ -97,11 +115,12 @@ def make_batch(
         cut(t.loss_mask_BxL[:, :L]),
         cut(behaviour),
         cut(behaviour),
-        views,
-        index.astype(np.int32),
-        reward_B.astype(np.float32).reshape(M, P // M, G),
+        views.reshape(M, S * n, *views.shape[3:]),
+        index.reshape(M, -1, N).astype(np.int32),
+        cut(reward_B.astype(np.float32).reshape(P, G)),
         cut(temperature_B.astype(np.float32)),
     )
+    return put_rows(batch, axis=1)
 
 
 def trainable(freeze: tuple[str, ...], adapters_only: bool = False) -> Callable:
@@ -141,7 +160,7 @@ class Learner:
 
     def init(self, params: nnx.State) -> TrainState:
         learned, frozen = nnx.split_state(params, self.filter, ...)
-        return TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0))
+        return place(TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0)))
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         """One optimiser step. `state` is used up, but for its frozen weights."""
@@ -160,7 +179,8 @@ class Learner:
 
         view_size: (H, W).
         """
-        of, M = jax.ShapeDtypeStruct, shapes.microbatches
+        M = shapes.microbatches
+        of = lambda shape, dtype: abstract(shape, dtype, None, "batch")
         p, b = rollout.prompts // M, rollout.rows // M
         view = (*view_size, 3)
         axes = () if nnx.merge(self.graph, state.params).config.text.mrope_section is None else (3,)
@@ -217,8 +237,10 @@ def _update(
 
     zero = (jax.tree.map(jnp.zeros_like, learned), jnp.float32(0))
     (gradient, loss), aux = jax.lax.scan(accumulate, zero, batch)
+    gradient = constrain_parameters(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, learned)
     new = {"learned": optax.apply_updates(learned, updates), "opt_state": opt_state, "step": step + 1}
+    new = constrain_parameters(new)
     metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
     metrics |= {
         "loss": loss,
@@ -232,4 +254,5 @@ def _update(
 def _score(graph, banned_V, forward, params, batch: Batch) -> jax.Array:
     """Log-probs [M, b, L] of a batch's tokens; used for the reference policy."""
     params = cast(params, forward.compute_dtype)
-    return jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V, forward).logprob, batch)
+    logprobs = jax.lax.map(lambda micro: token_logprobs(graph, params, micro, banned_V, forward).logprob, batch)
+    return constrain(logprobs, None, "batch")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mvg_jax.mesh import by_shard, constrain
 from mvg_jax.models.vlm import VisionLanguageModel
 from mvg_jax.rollout.sampling import policy_logits
 
@@ -64,15 +65,15 @@ def _states_before(model: VisionLanguageModel, micro) -> jax.Array:
     """The hidden states [b, L, D] that the suffix tokens were drawn from: the last of the prompt, then those of the suffix."""
     p, N0 = micro.prompt_views.shape[:2]
     group = micro.tokens.shape[0] // p
-    n = micro.views.shape[0]
-    views = jnp.concatenate([micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:]), micro.views])
-    features = model.encode_images(views)
-    prompt_features, row_features = features[: p * N0], features[p * N0 : p * N0 + n]
+    own_views = micro.prompt_views.reshape(p * N0, *micro.prompt_views.shape[2:])
+    features = model.encode_images(by_shard(lambda *parts: jnp.concatenate(parts))(own_views, micro.views))
+    part = lambda prompts, all_: (all_[: len(prompts)], all_[len(prompts) :])
+    prompt_features, row_features = by_shard(part)(own_views, constrain(features, "batch"))
     hidden, prefix = model.prefill(
         micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
     )
     first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
-    x = model.embed(micro.tokens, row_features[micro.view_index])
+    x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     return jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)
 

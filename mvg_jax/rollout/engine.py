@@ -5,6 +5,8 @@
     encode    views [N, H, W, 3]    -> features [N, E, W]                          only views that exist, in buckets of n
     extend    [last token | observation] [B, X] -> logits of the next turn           appended at each row's own length
 
+On a mesh (see mesh.py) rows lie in shards, prompts and their groups together, and weights in the sampling layout.
+
 A turn's last sampled token has no keys and values yet when decode stops; `extend` feeds it first. So a turn costs its own
 tokens and nothing else, and no text is ever tokenised twice.
 """
@@ -18,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mvg_jax.mesh import abstract, by_shard, constrain
+from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.decoder import Prefix, Suffix
 from mvg_jax.rollout.sampling import draw
 
@@ -77,15 +81,30 @@ class Drawn(NamedTuple):
 
 
 class Engine:
-    """The compiled programs of one model and one table of shapes. Weights are an argument: the engine holds none."""
+    """The compiled programs of one model and one table of shapes. Weights are an argument: the engine holds none.
 
-    def __init__(self, graph: nnx.GraphDef, shapes: Shapes, end_of_turn: int, banned_V: np.ndarray):
+    dtype: that `weights` casts to; None: none.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        shapes: Shapes,
+        end_of_turn: int,
+        banned_V: np.ndarray,
+        dtype: jnp.dtype | None = None,
+    ):
         self.shapes = shapes
+        self._graph, self._dtype = graph, dtype
         self.banned_V = jnp.asarray(banned_V)
         self.encode = jax.jit(functools.partial(_encode, graph))
         self.prefill = jax.jit(functools.partial(_prefill, graph, shapes.group, shapes.suffix_length))
         self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
+
+    def weights(self, params: nnx.State) -> nnx.State:
+        """The learner's weights as the programs want them; see `models.axes.to_sampling`."""
+        return to_sampling(params, nnx.merge(self._graph, params).config.text, self._dtype)
 
     def lower(
         self, params: nnx.State, view_size: tuple[int, int], max_views: int, extra_lengths: tuple[int, ...] = ()
@@ -96,19 +115,18 @@ class Engine:
         """
         s = self.shapes
         B = s.rows
-        of = jax.ShapeDtypeStruct
+        of = lambda shape, dtype: abstract(shape, dtype, "batch")
         views = lambda n: of((n, *view_size, 3), jnp.uint8)
         index = lambda n: of((n,), jnp.int32)
         row = lambda dtype: of((B,), dtype)
         images = s.prompts * s.prompt_images
-        feature = jax.eval_shape(self.encode, params, views(1), index(1))
+        feature = jax.eval_shape(self.encode, params, views(images), index(images))
         features = lambda *leading: of((*leading, *feature.shape[1:]), feature.dtype)
         prompts = of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), features(s.prompts, s.prompt_images)
         state = jax.eval_shape(self.prefill, params, *prompts)
+        state = jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES[x.ndim]), state)
         return [
-            self.decode.lower(
-                params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), of(self.banned_V.shape, bool)
-            ),
+            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), self.banned_V),
             *(
                 self.extend.lower(
                     params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
@@ -121,12 +139,28 @@ class Engine:
         ]
 
 
+STATE_AXES = {1: ("batch",), 2: ("batch", "vocab"), 4: ("batch", None, "kv")}  # of a State's arrays, by their rank
+
+
+def _laid_out(state: State) -> State:
+    return jax.tree.map(lambda x: constrain(x, *STATE_AXES[x.ndim]), state)
+
+
 def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
-    """Encodes the views named by index_n (N itself = none, padding the bucket): features [N, E, W], 0 where not named."""
-    features_nxExW = nnx.merge(graph, params).encode_images(views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0))
-    N = views_NxSxSx3.shape[0]
-    empty = jnp.zeros((N, *features_nxExW.shape[1:]), features_nxExW.dtype)
-    return empty.at[index_n].set(features_nxExW, mode="drop")
+    """Encodes the views named by index_n (N itself = none, padding the bucket): features [N, E, W], 0 where not named.
+
+    With several shards, each names n of its own N views.
+    """
+
+    def take(views_NxSxSx3, index_n):
+        return views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0)
+
+    def put_back(views_NxSxSx3, index_n, features_nxExW):
+        empty = jnp.zeros((len(views_NxSxSx3), *features_nxExW.shape[1:]), features_nxExW.dtype)
+        return empty.at[index_n].set(features_nxExW, mode="drop")
+
+    features_nxExW = nnx.merge(graph, params).encode_images(by_shard(take)(views_NxSxSx3, index_n))
+    return by_shard(put_back)(views_NxSxSx3, index_n, constrain(features_nxExW, "batch"))
 
 
 def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExW) -> State:
@@ -138,7 +172,7 @@ def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features
     _, next_P = model.positions(tokens_PxL, length_P, jnp.zeros_like(length_P))
     suffix = Suffix.empty(model.config.text, P * group, suffix_length, prefix.keys[0].dtype)
     fork = lambda x_P: jnp.repeat(x_P, group, axis=0)
-    return State(prefix, suffix, fork(next_P), fork(logits_PxV), jnp.zeros(P * group, jnp.int32))
+    return _laid_out(State(prefix, suffix, fork(next_P), fork(logits_PxV), jnp.zeros(P * group, jnp.int32)))
 
 
 def _decode(
@@ -174,7 +208,8 @@ def _decode(
             cache=suffix,
             count_B=going_B.astype(jnp.int32),
         )
-        token_B, logprob_B = draw(model.logits(hidden[:, 0]), name_Bx4, suffix.length, temperature_B, banned_V)
+        logits_BxV = constrain(model.logits(hidden[:, 0]), "spread")
+        token_B, logprob_B = draw(logits_BxV, name_Bx4, suffix.length, temperature_B, banned_V)
         drawn = record(drawn, t, going_B, token_B, logprob_B)
         return t + 1, going_B & ~drawn.ended, token_B, suffix, drawn
 
@@ -190,7 +225,8 @@ def _decode(
     last_B = drawn.tokens[jnp.arange(B), jnp.maximum(drawn.count - 1, 0)]
     position_B = state.position_B + suffix.length - state.suffix.length
     pending_B = jnp.where(active_B, last_B, state.pending_B)
-    return State(state.prefix, suffix, position_B, state.logits, pending_B), drawn
+    drawn = jax.tree.map(lambda x: constrain(x, "batch"), drawn)
+    return _laid_out(State(state.prefix, suffix, position_B, state.logits, pending_B)), drawn
 
 
 def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features_BxRxExW) -> State:
@@ -206,4 +242,4 @@ def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features
     hidden, suffix = model.decode(x_BxTxW, positions, prefix=state.prefix, cache=state.suffix, count_B=count_B)
     last_BxD = jnp.take_along_axis(hidden, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where(active_B[:, None], model.logits(last_BxD), state.logits)
-    return State(state.prefix, suffix, next_B, logits, state.pending_B)
+    return _laid_out(State(state.prefix, suffix, next_B, logits, state.pending_B))

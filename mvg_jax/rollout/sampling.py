@@ -16,9 +16,14 @@ def policy_logits(logits_BxV: jax.Array, temperature_B: jax.Array, banned_V: jax
     return jnp.where(banned_V, MASKED, logits_BxV.astype(jnp.float32) / scale)
 
 
+def task_name(task_id: str) -> int:
+    """A task's part in the names of its noise: 32 bits."""
+    return zlib.crc32(task_id.encode())
+
+
 def row_keys(seed: int, step: int, task_ids: list[str], sample_B: np.ndarray) -> np.ndarray:
     """Names of the rows' noise, uint32 [B, 4]: (seed, step, task, sample). `token_uniform` adds the position."""
-    task_B = np.array([zlib.crc32(task.encode()) for task in task_ids], np.uint32)
+    task_B = np.array([task_name(task) for task in task_ids], np.uint32)
     B = len(task_B)
     return np.stack(
         [np.full(B, seed, np.uint32), np.full(B, step, np.uint32), task_B, sample_B.astype(np.uint32)], axis=1

@@ -25,6 +25,7 @@ from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
 from mvg_jax.env.protocol import Protocol, Turn, parse_turn
 from mvg_jax.frames import Frame
+from mvg_jax.mesh import agree, by_shard, local_shards, put_rows, shard_count, to_host
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
 from mvg_jax.rollout.sampling import row_keys
 from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_tools, render_views
@@ -51,7 +52,7 @@ class Phases:
     def to_host(self, tree):
         """The one way from the device to the host, counted."""
         self.host_reads += 1
-        return jax.device_get(tree)
+        return to_host(tree)
 
 
 class Prompts(NamedTuple):
@@ -83,6 +84,7 @@ class Policy(typing.Protocol):
 class World:
     """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W) bucket of native images.
 
+    shapes count all processes' prompts; each process prepares and plays its share.
     position_grids: of a model with M-RoPE, the grid of its views; see `token_positions`.
     """
 
@@ -94,12 +96,13 @@ class World:
     position_grids: np.ndarray | None = None
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
-        """Prompt tokens and first views of P tasks. ValueError when they do not fit the shapes."""
+        """Prompt tokens and first views of this process's P tasks. ValueError when they do not fit the shapes."""
         shapes = self.shapes
-        if len(tasks) != shapes.prompts:
-            raise ValueError(f"{len(tasks)} tasks for {shapes.prompts} prompts")
-        tokens = np.full((shapes.prompts, shapes.prompt_length), self.protocol.vocabulary.pad, np.int32)
-        length = np.zeros(shapes.prompts, np.int32)
+        P = shapes.prompts // jax.process_count()
+        if len(tasks) != P:
+            raise ValueError(f"{len(tasks)} tasks for {P} prompts")
+        tokens = np.full((P, shapes.prompt_length), self.protocol.vocabulary.pad, np.int32)
+        length = np.zeros(P, np.int32)
         for p, task in enumerate(tasks):
             ids = self.protocol.prompt_ids(task, tools_on)
             if len(ids) > shapes.prompt_length or len(task.images) != shapes.prompt_images:
@@ -108,24 +111,28 @@ class World:
                     f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge them in the config"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
-        sources = jax.device_put(task_sources(tasks, *self.image_size))
+        sources = put_rows(task_sources(tasks, *self.image_size))
         frames = reset(tasks, self.limits).frames
-        first = jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames)
+        first = put_rows(jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames))
         return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), tools_on)
 
 
 @functools.partial(jax.jit, static_argnames="view")
 def _first_views(sources: Sources, frames: Frame, view: ViewFormat) -> jax.Array:
-    P, N = frames.source.shape
-    row = jnp.repeat(jnp.arange(P), N)
-    flat = jax.tree.map(lambda x: x.reshape(P * N, *x.shape[2:]), frames)
-    return render_views(sources, row, flat, view).reshape(P, N, *view.shape)
+    def render(sources: Sources, frames: Frame) -> jax.Array:
+        P, N = frames.source.shape
+        row = jnp.repeat(jnp.arange(P), N)
+        flat = jax.tree.map(lambda x: x.reshape(P * N, *x.shape[2:]), frames)
+        return render_views(sources, row, flat, view).reshape(P, N, *view.shape)
+
+    return by_shard(render)(sources, frames)
 
 
 def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
-    """Plays all P·G episodes to their end."""
+    """Plays this process's P·G episodes to their end, in step with the other processes."""
     protocol, shapes = world.protocol, world.shapes
-    B, G = shapes.rows, shapes.group
+    P, G = len(prompts.tasks), shapes.group
+    B = P * G
     vocabulary = protocol.vocabulary
     episodes = reset([task for task in prompts.tasks for _ in range(G)], world.limits)
     ledger = Ledger(
@@ -140,7 +147,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
         world.position_grids,
     )
     offered = protocol.registry if prompts.tools_on else Registry(())
-    source_row_B = np.repeat(np.arange(shapes.prompts, dtype=np.int32), G)
+    source_row_B = put_rows(np.tile(np.repeat(np.arange(P // local_shards(), dtype=np.int32), G), local_shards()))
     policy.begin(prompts, phases)
     pending_views = []
     for number in range(world.limits.max_turns):
@@ -156,7 +163,8 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
             cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
             plan = plan_step(offered, episodes, turns, cut_off_B)
         with phases("tools") as work:
-            result = apply_tools(protocol.registry, prompts.sources, source_row_B, plan.frames, plan.args, world.view)
+            frames, args = put_rows((plan.frames, plan.args))
+            result = apply_tools(protocol.registry, prompts.sources, source_row_B, frames, args, world.view)
             work.append(result)
             frames, count, code = phases.to_host((result.frames, result.count, result.code))
         with phases("host"):
@@ -165,7 +173,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
             episodes, step = finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width, room_B)
             ledger.append(step.observation_ids, step.length_B, ENVIRONMENT, number)
             pending_views.append((step.views, step.count_B))
-        if not episodes.running_B.any():
+        if not any(agree(episodes.running_B.any())):
             break
         policy.observe(step, episodes.running_B, phases)
     with phases("host"):
@@ -189,55 +197,63 @@ class SampledPolicy:
     ):
         self._engine, self._params = engine, params
         self._noise = (seed, step, sample_B)
-        self._temperature_B = jnp.asarray(temperature_B, jnp.float32)
+        self._temperature_B = put_rows(np.asarray(temperature_B, np.float32))
         self._state: State | None = None
 
     def begin(self, prompts: Prompts, phases: Phases) -> None:
         shapes = self._engine.shapes
         seed, step, sample_B = self._noise
-        self._name_Bx4 = jnp.asarray(
-            row_keys(seed, step, [t.id for t in prompts.tasks for _ in range(shapes.group)], sample_B)
-        )
+        task_ids = [t.id for t in prompts.tasks for _ in range(shapes.group)]
+        self._name_Bx4 = put_rows(row_keys(seed, step, task_ids, sample_B))
         with phases("encode") as work:
             views = prompts.views.reshape(-1, *prompts.views.shape[2:])
-            features = self._engine.encode(self._params, views, jnp.arange(len(views)))
+            own = len(prompts.tasks) * shapes.prompt_images
+            index = put_rows(np.arange(own, dtype=np.int32) % (own // local_shards()))
+            features = self._engine.encode(self._params, views, index)
             work.append(features)
         with phases("prefill") as work:
             features = features.reshape(shapes.prompts, shapes.prompt_images, *features.shape[1:])
-            self._state = self._engine.prefill(self._params, prompts.tokens, prompts.length, features)
+            tokens, length = put_rows((prompts.tokens, prompts.length))
+            self._state = self._engine.prefill(self._params, tokens, length, features)
             work.append(self._state)
 
     def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
         with phases("decode"):
+            active_B = put_rows(running_B)
             self._state, drawn = self._engine.decode(
-                self._params, self._state, running_B, self._name_Bx4, self._temperature_B, self._engine.banned_V
+                self._params, self._state, active_B, self._name_Bx4, self._temperature_B, self._engine.banned_V
             )
             return Drawn(*phases.to_host(drawn))
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases, spoken: Drawn | None = None) -> None:
         """spoken: the turn before in rows where it was not drawn here (count 0 elsewhere): it has no keys and values yet."""
-        shapes = self._engine.shapes
-        B, R = step.views.shape[:2]
+        shapes, shards = self._engine.shapes, local_shards()
+        R = step.views.shape[1]
+        has_SxN = ((np.arange(R)[None] < step.count_B[:, None]) & running_B[:, None]).reshape(shards, -1)
+        most, longest = agree(has_SxN.sum(axis=1).max(), step.length_B.max())
         with phases("encode") as work:
-            has_BxR = (np.arange(R)[None] < step.count_B[:, None]) & running_B[:, None]
-            index = np.flatnonzero(has_BxR)
-            n = bucket(shapes.encode_batches, len(index), "rollout.encode_batches")
-            index_n = np.full(n, B * R, np.int32)
-            index_n[: len(index)] = index
-            features = self._engine.encode(self._params, step.views.reshape(B * R, *step.views.shape[2:]), index_n)
+            n = bucket(shapes.encode_batches, most * shard_count(), "rollout.encode_batches") // shard_count()
+            # Each shard's views that are there come first, in order; the rest of the bucket names none.
+            order_SxN = np.argsort(~has_SxN, axis=1, kind="stable")
+            there_SxN = np.take_along_axis(has_SxN, order_SxN, axis=1)
+            N = has_SxN.shape[1]
+            index_Sxn = np.full((shards, n), N, np.int32)
+            index_Sxn[:, :N] = np.where(there_SxN, order_SxN, N)[:, :n]
+            views = step.views.reshape(-1, *step.views.shape[2:])
+            features = self._engine.encode(self._params, views, put_rows(index_Sxn.reshape(-1)))
             work.append(features)
         with phases("extend") as work:
             tokens_BxT, count_B = step.observation_ids, step.length_B
             if spoken is None:
-                T = bucket(shapes.observation_lengths, int(count_B.max()), "rollout.observation_lengths")
+                T = bucket(shapes.observation_lengths, longest, "rollout.observation_lengths")
                 tokens_BxT = tokens_BxT[:, :T]
             else:
-                pending_B = jnp.where(spoken.count > 0, spoken.tokens[:, 0], self._state.pending_B)
-                self._state = self._state._replace(pending_B=pending_B)
+                pending_B, spoken_B = put_rows((spoken.tokens[:, 0], spoken.count > 0))
+                self._state = self._state._replace(pending_B=jnp.where(spoken_B, pending_B, self._state.pending_B))
                 tokens_BxT, count_B = _join(spoken.tokens[:, 1:], spoken.count - 1, tokens_BxT, count_B)
-            self._state = self._engine.extend(
-                self._params, self._state, running_B, tokens_BxT, count_B, features.reshape(B, R, *features.shape[1:])
-            )
+            active_B, tokens_BxT, count_B = put_rows((running_B, tokens_BxT, count_B))
+            features = features.reshape(-1, R, *features.shape[1:])
+            self._state = self._engine.extend(self._params, self._state, active_B, tokens_BxT, count_B, features)
             work.append(self._state)
 
 
@@ -301,7 +317,7 @@ class GuidedPolicy:
             return self._sampled.turn(number, running_B, phases)
         self._spoken = self._scripted.turn(number, running_B, phases)
         own_B = running_B & (self._spoken.count == 0)
-        if not own_B.any():
+        if not any(agree(own_B.any())):
             return self._spoken
         drawn = self._sampled.turn(number, own_B, phases)
         return jax.tree.map(np.add, self._spoken, drawn)  # each row is 0 in one of the two

@@ -15,6 +15,7 @@ import jsonschema
 import numpy as np
 
 from mvg_jax.frames import Frame, extent
+from mvg_jax.mesh import by_shard
 from mvg_jax.tools.render import Sources, ViewFormat, render_views
 
 MAX_VIEWS = 2  # R: views one call may return. A shape that every compiled program shares.
@@ -231,10 +232,15 @@ def apply_tools(
 ) -> ToolResult:
     """Carries out one call a row, of any mix of tools, in one compiled program.
 
-    source_row: [B] int32, the row of `sources` that each conversation is about. frames: [B, N]. args: [B].
+    source_row: [B] int32, the row of `sources` (of the same shard) that each conversation is about. frames: [B, N]. args: [B].
     Frame arithmetic runs every tool's branch for every row, a few flops; pixels are rendered once, where asked for.
     """
+    return by_shard(functools.partial(_apply_tools, registry, view))(sources, source_row, frames, args)
 
+
+def _apply_tools(
+    registry: Registry, view: ViewFormat, sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs
+) -> ToolResult:
     def reframe(frames_N: Frame, row_args: ToolArgs):
         branches = [_no_call] + [tool.reframe for tool in registry.tools]
         return jax.lax.switch(row_args.kind + 1, branches, frames_N, row_args)
