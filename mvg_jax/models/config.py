@@ -232,3 +232,74 @@ def internvl3_1b() -> ModelConfig:
 def internvl3_8b() -> ModelConfig:
     """InternVL3-8B: InternViT-300M and Qwen2.5-7B."""
     return ModelConfig()
+
+
+def qwen2_5_vl_7b() -> QwenVLConfig:
+    """Qwen2.5-VL-7B."""
+    return QwenVLConfig(
+        vision=QwenVisionConfig(),
+        text=TextConfig(vocab_size=152064, mrope_section=(16, 24, 24)),
+    )
+
+
+def qwen3_vl_4b() -> QwenVLConfig:
+    """Qwen3-VL-4B."""
+    return _qwen3_vl(
+        depth=24, width=1024, mlp=4096, deepstack=(5, 11, 17), text_width=2560, text_mlp=9728, tie_word_embeddings=True
+    )
+
+
+def qwen3_vl_8b() -> QwenVLConfig:
+    """Qwen3-VL-8B."""
+    return _qwen3_vl(
+        depth=27,
+        width=1152,
+        mlp=4304,
+        deepstack=(8, 16, 24),
+        text_width=4096,
+        text_mlp=12288,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen3_vl(
+    depth: int,
+    width: int,
+    mlp: int,
+    deepstack: tuple[int, ...],
+    text_width: int,
+    text_mlp: int,
+    tie_word_embeddings: bool,
+) -> QwenVLConfig:
+    """What the dense sizes from 4B on have in common: 36 decoder layers of 32 heads of 128."""
+    return QwenVLConfig(
+        vision=QwenVisionConfig(
+            depth=depth,
+            hidden_size=width,
+            intermediate_size=mlp,
+            hidden_act="gelu_pytorch_tanh",
+            patch_size=16,
+            gated=False,
+            window_size=None,
+            fullatt_block_indexes=(),
+            num_position_embeddings=2304,
+            deepstack_visual_indexes=deepstack,
+        ),
+        text=TextConfig(
+            vocab_size=151936,
+            hidden_size=text_width,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            intermediate_size=text_mlp,
+            rope_theta=5_000_000.0,
+            attention_bias=False,
+            qk_norm=True,
+            mrope_section=(24, 20, 20),
+            mrope_interleaved=True,
+        ),
+        tie_word_embeddings=tie_word_embeddings,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        view_size=(512, 512),
+    )
