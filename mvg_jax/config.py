@@ -41,6 +41,15 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis of the mesh; rows go over data x fsdp, weights over fsdp x tensor."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Where tasks come from. name: data set; first, size: range of the training split; shuffle: draw in random order."""
 
@@ -187,6 +196,7 @@ class Config:
     seed: int = 0
     stages: tuple[str, ...] = ("grpo",)
     model: Model = Model()
+    mesh: Mesh = Mesh()
     data: Data = Data()
     env: Env = Env()
     rollout: Rollout = Rollout()

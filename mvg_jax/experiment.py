@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvg_jax.config import GRPO, Config
+from mvg_jax.config import GRPO, SFT, Config
 from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom
 from mvg_jax.data.task import Task
@@ -20,7 +20,6 @@ from mvg_jax.env.rewards import check_weights
 from mvg_jax.errors import RunError
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
-from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.lora import add_lora, merge_lora, without_lora
 from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
 from mvg_jax.rl.grpo import GRPOStage
@@ -35,7 +34,6 @@ from mvg_jax.rollout.scheduler import World
 from mvg_jax.tools import ViewFormat, default_registry
 from mvg_jax.tools.spec import MAX_VIEWS
 
-SHAPES = {"tiny": model_shapes.tiny}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -64,26 +62,11 @@ class Experiment:
     def world(self, prompts: int, group: int) -> World:
         """The environment for batches of prompts x group rows."""
         r, data = self.config.rollout, self.config.data
-        shapes = Shapes(
-            prompts=prompts,
-            group=group,
-            prompt_length=r.prompt_length,
-            turn_tokens=r.turn_tokens,
-            observation_lengths=r.observation_lengths,
-            encode_batches=r.encode_batches,
-            suffix_length=r.suffix_length,
-            prompt_images=1,
-            views=self.limits.max_images - 1,
-        )
+        shapes = rollout_shapes(self.config, prompts, group)
         if self.protocol.observation_width() > max(r.observation_lengths):
             raise RunError(
                 f"an observation may take {self.protocol.observation_width()} tokens; raise "
                 f"config.rollout.observation_lengths {r.observation_lengths}"
-            )
-        if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
-            raise RunError(
-                f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
-                f"raise config.rollout.encode_batches {r.encode_batches}"
             )
         return World(
             self.protocol,
@@ -132,21 +115,19 @@ class Experiment:
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
         world = self.world(c.prompts, c.group)
-        learner = Learner(
+        learner = make_learner(
+            self.config,
+            c,
             self.graph,
-            make_optimizer(c.optimizer, c.steps),
             self.banned_V,
             loss="cross_entropy",
             objective=Objective(),
             advantage_scale="none",
-            freeze=c.learner.freeze,
-            adapters_only=self.config.model.lora.rank > 0,
-            forward=_forward(c.learner),
         )
         return SFTStage(
             world,
             learner,
-            _learner_shapes(c.learner, world.shapes, "sft.learner"),
+            learner_shapes(c.learner, world.shapes, "sft.learner"),
             phantom.mixture,
             c.mixture,
             c.tools_off,
@@ -157,17 +138,7 @@ class Experiment:
     def grpo_stage(self, params: nnx.State) -> GRPOStage:
         c, r = self.config.grpo, self.config.rollout
         world = self.world(r.prompts, r.group)
-        learner = Learner(
-            self.graph,
-            make_optimizer(c.optimizer, c.steps),
-            self.banned_V,
-            loss="policy",
-            objective=_objective(c),
-            advantage_scale=c.advantage_scale,
-            freeze=c.learner.freeze,
-            adapters_only=self.config.model.lora.rank > 0,
-            forward=_forward(c.learner),
-        )
+        learner = policy_learner(self.config, self.graph, self.banned_V)
         reference = None
         if c.kl > 0:  # with adapters the base stays as it is; without, an update would consume what the reference needs
             reference = without_lora(params) if self.config.model.lora.rank else jax.tree.map(jnp.copy, params)
@@ -175,7 +146,7 @@ class Experiment:
             world,
             self.engine(world),
             learner,
-            _learner_shapes(c.learner, world.shapes, "grpo.learner"),
+            learner_shapes(c.learner, world.shapes, "grpo.learner"),
             self.config.env.rewards,
             r.temperature,
             self.config.seed,
@@ -183,15 +154,51 @@ class Experiment:
         )
 
 
-def _objective(c: GRPO) -> Objective:
-    return Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
+def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
+    """The static shapes of rollouts of prompts x group rows."""
+    r = config.rollout
+    if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
+        raise RunError(
+            f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
+            f"raise config.rollout.encode_batches {r.encode_batches}"
+        )
+    return Shapes(
+        prompts=prompts,
+        group=group,
+        prompt_length=r.prompt_length,
+        turn_tokens=r.turn_tokens,
+        observation_lengths=r.observation_lengths,
+        encode_batches=r.encode_batches,
+        suffix_length=r.suffix_length,
+        prompt_images=1,
+        views=config.env.max_images - 1,
+    )
 
 
-def _forward(c: LearnerConfig) -> Forward:
-    return Forward(c.compute_dtype, c.remat, c.logit_positions)
+def policy_learner(config: Config, graph: nnx.GraphDef, banned_V: np.ndarray) -> Learner:
+    """The learner of stage `grpo`."""
+    c = config.grpo
+    objective = Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
+    return make_learner(
+        config, c, graph, banned_V, loss="policy", objective=objective, advantage_scale=c.advantage_scale
+    )
 
 
-def _learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShapes:
+def make_learner(config: Config, c: SFT | GRPO, graph: nnx.GraphDef, banned_V: np.ndarray, **loss) -> Learner:
+    """The learner of a stage's settings `c`; loss: see `Learner`."""
+    forward = Forward(c.learner.compute_dtype, c.learner.remat, c.learner.logit_positions)
+    return Learner(
+        graph,
+        make_optimizer(c.optimizer, c.steps),
+        banned_V,
+        freeze=c.learner.freeze,
+        adapters_only=config.model.lora.rank > 0,
+        forward=forward,
+        **loss,
+    )
+
+
+def learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShapes:
     """The update's bucket tables. RunError unless their last entries hold whatever the rows may do."""
     if c.microbatches < 1 or rollout.prompts % c.microbatches:
         raise RunError(f"config.{where}.microbatches {c.microbatches} does not divide {rollout.prompts} prompts")
@@ -213,6 +220,13 @@ def folder(name: str) -> pathlib.Path:
     return path / "model" if (path / "model" / "config.json").exists() else path
 
 
+def random_shape(name: str) -> model_shapes.VLMConfig:
+    """The model that `config.model.shape` names."""
+    if name not in model_shapes.SHAPES:
+        raise RunError(f"config.model.shape {name!r}: use one of {', '.join(model_shapes.SHAPES)}")
+    return model_shapes.SHAPES[name]()
+
+
 def build(config: Config) -> tuple[Experiment, nnx.State]:
     """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
     try:
@@ -223,10 +237,10 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         if config.model.checkpoint:
             model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype))
         else:
-            if config.model.shape not in SHAPES:
-                raise RunError(f"config.model.shape {config.model.shape!r}: use one of {', '.join(SHAPES)}")
-            shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
-            model = InternVL(shape, nnx.Rngs(config.seed))
+            shape = model_shapes.with_tokens(
+                random_shape(config.model.shape), tokenizer.size, tokenizer.id("<IMG_CONTEXT>")
+            )
+            model = hf.FAMILIES[shape.model_type].model(shape, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
         model.config = model_shapes.with_view_size(model.config, config.model.view_size)
         lora = config.model.lora

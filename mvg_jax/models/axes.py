@@ -124,13 +124,12 @@ def to_sampling(params: nnx.State, text: TextConfig, dtype: jnp.dtype | None) ->
 
     Arrays that need no change are shared: on one device and without a cast that is all of them.
     """
-    # Fewer key-value heads than devices are repeated, which takes all of their projections everywhere.
-    whole_kv = text.num_key_value_heads % axis_size("tensor") != 0
+    whole_kv = _whole_kv(text)
     leaves, structure = jax.tree.flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     target = [None] * len(leaves)
     if not jax.sharding.get_mesh().empty:
-        target = jax.tree.leaves(shardings(params, _sampling_rules(whole_kv)))
+        target = jax.tree.leaves(sampling_shardings(params, text))
     moving = {
         name: x
         for name, (_, x), to in zip(names, leaves, target, strict=True)
@@ -139,6 +138,16 @@ def to_sampling(params: nnx.State, text: TextConfig, dtype: jnp.dtype | None) ->
     if moving:
         moving = jax.block_until_ready(_move(moving, whole_kv, dtype))
     return structure.unflatten([moving.get(name, x) for name, (_, x) in zip(names, leaves, strict=True)])
+
+
+def sampling_shardings(params: Any, text: TextConfig) -> Any:
+    """Sharding of each weight in the sampling layout on the current mesh."""
+    return shardings(params, _sampling_rules(_whole_kv(text)))
+
+
+def _whole_kv(text: TextConfig) -> bool:
+    """Fewer key-value heads than devices are repeated, which takes all of their projections everywhere."""
+    return text.num_key_value_heads % axis_size("tensor") != 0
 
 
 def _sampling_rules(whole_kv: bool) -> Mapping[str, Any]:

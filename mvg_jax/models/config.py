@@ -166,7 +166,10 @@ class QwenVLConfig:
         return np.array([[self.token_grid]], np.int32)
 
 
-def with_view_size(config: ModelConfig | QwenVLConfig, view_size: tuple[int, ...]) -> ModelConfig | QwenVLConfig:
+VLMConfig = ModelConfig | QwenVLConfig
+
+
+def with_view_size(config: VLMConfig, view_size: tuple[int, ...]) -> VLMConfig:
     """The config with views of (H, W) pixels, () = as it is. ValueError for a size that the family cannot be shown."""
     if view_size in ((), config.view_size):
         return config
@@ -180,7 +183,13 @@ def with_view_size(config: ModelConfig | QwenVLConfig, view_size: tuple[int, ...
         raise ValueError(f"config.model.{error}") from None
 
 
-def tiny(vocab_size: int, image_token_id: int) -> ModelConfig:
+def with_tokens(config: VLMConfig, vocab_size: int, image_token_id: int) -> VLMConfig:
+    """The config for a tokenizer of this size; a vocabulary that is larger already (padded) stays."""
+    text = dataclasses.replace(config.text, vocab_size=max(config.text.vocab_size, vocab_size))
+    return dataclasses.replace(config, text=text, image_token_id=image_token_id)
+
+
+def tiny(vocab_size: int = 0, image_token_id: int = 0) -> ModelConfig:
     """The embedded model: 64 px views, 16 tokens an image, about 1.3 M parameters.
 
     ReLU everywhere: transcendental functions are dear on CPU, and `hidden_act` is a legal choice of the layout.
@@ -303,3 +312,13 @@ def _qwen3_vl(
         image_std=(0.5, 0.5, 0.5),
         view_size=(512, 512),
     )
+
+
+SHAPES = {
+    "tiny": tiny,
+    "internvl3_1b": internvl3_1b,
+    "internvl3_8b": internvl3_8b,
+    "qwen2_5_vl_7b": qwen2_5_vl_7b,
+    "qwen3_vl_4b": qwen3_vl_4b,
+    "qwen3_vl_8b": qwen3_vl_8b,
+}

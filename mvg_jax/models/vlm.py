@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mvg_jax.models.config import ModelConfig, QwenVLConfig
+from mvg_jax.models.config import VLMConfig
 from mvg_jax.models.decoder import Decoder, Prefix, Suffix
 from mvg_jax.positions import token_positions
 
 
 class VisionLanguageModel(nnx.Module):
-    def __init__(self, config: ModelConfig | QwenVLConfig, rngs: nnx.Rngs):
+    def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         self.config = config
         self.language_model = Decoder(config.text, rngs)
         self.lm_head = (

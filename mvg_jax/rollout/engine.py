@@ -120,11 +120,10 @@ class Engine:
         index = lambda n: of((n,), jnp.int32)
         row = lambda dtype: of((B,), dtype)
         images = s.prompts * s.prompt_images
-        feature = jax.eval_shape(self.encode, params, views(images), index(images))
-        features = lambda *leading: of((*leading, *feature.shape[1:]), feature.dtype)
-        prompts = of((s.prompts, s.prompt_length), jnp.int32), index(s.prompts), features(s.prompts, s.prompt_images)
-        state = jax.eval_shape(self.prefill, params, *prompts)
-        state = jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES[x.ndim]), state)
+        prompts = self._abstract_prompts(params, view_size)
+        *_, feature = prompts
+        features = lambda *leading: of((*leading, *feature.shape[2:]), feature.dtype)
+        state = self.abstract_state(params, view_size)
         return [
             self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), self.banned_V),
             *(
@@ -137,6 +136,19 @@ class Engine:
             self.encode.lower(params, views(images), index(images)),
             *(self.encode.lower(params, views(B * max_views), index(n)) for n in s.encode_batches),
         ]
+
+    def abstract_state(self, params: nnx.State, view_size: tuple[int, int]) -> State:
+        """Shapes and shardings of what stays on the device between turns."""
+        state = jax.eval_shape(self.prefill, params, *self._abstract_prompts(params, view_size))
+        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES[x.ndim]), state)
+
+    def _abstract_prompts(self, params: nnx.State, view_size: tuple[int, int]) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What `prefill` takes beside the weights."""
+        P, L, N = self.shapes.prompts, self.shapes.prompt_length, self.shapes.prompt_images
+        of = lambda shape, dtype: abstract(shape, dtype, "batch")
+        views, index = of((P * N, *view_size, 3), jnp.uint8), of((P * N,), jnp.int32)
+        feature = jax.eval_shape(self.encode, params, views, index)
+        return of((P, L), jnp.int32), of((P,), jnp.int32), of((P, N, *feature.shape[1:]), feature.dtype)
 
 
 STATE_AXES = {1: ("batch",), 2: ("batch", "vocab"), 4: ("batch", None, "kv")}  # of a State's arrays, by their rank
