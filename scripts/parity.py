@@ -33,12 +33,13 @@ def reference(directory: pathlib.Path, inputs: Arrays, rows: Rows, dtype: str = 
     import transformers
     from PIL import Image
 
-    internvl = json.loads((directory / "config.json").read_text())["model_type"] == "internvl"
+    model_type = json.loads((directory / "config.json").read_text())["model_type"]
+    internvl = model_type == "internvl"
     kind = {
         "internvl": (transformers.InternVLForConditionalGeneration, transformers.GotOcr2ImageProcessorPil),
         "qwen2_5_vl": (transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
         "qwen3_vl": (transformers.Qwen3VLForConditionalGeneration, transformers.Qwen2VLImageProcessorPil),
-    }[json.loads((directory / "config.json").read_text())["model_type"]]
+    }[model_type]
     model, info = kind[0].from_pretrained(
         directory,
         dtype=getattr(torch, dtype),
@@ -148,11 +149,15 @@ def ours(
                 out[f"positions_{row}"] = positions[0, :start]
             out[f"logits_{row}"] = logits[:start].copy()
             logits[:, config.image_token_id] = -np.inf
-            next_logits, theirs = logits[start - 1 : end - 1], greedy[f"greedy_{row}"]
-            gap = next_logits.max(-1) - np.take_along_axis(next_logits, theirs[:, None], axis=-1)[:, 0]
-            close = gap <= tie * np.abs(out[f"logits_{row}"]).max()
-            out[f"greedy_{row}"] = np.where(close, theirs, next_logits.argmax(-1))
+            margin = tie * np.abs(out[f"logits_{row}"]).max()
+            out[f"greedy_{row}"] = choose(logits[start - 1 : end - 1], greedy[f"greedy_{row}"], margin)
     return out
+
+
+def choose(logits_TxV: np.ndarray, theirs_T: np.ndarray, margin: float) -> np.ndarray:
+    """The best token at each step, or theirs where it is no more than `margin` below the best."""
+    gap_T = logits_TxV.max(axis=-1) - np.take_along_axis(logits_TxV, theirs_T[:, None], axis=-1)[:, 0]
+    return np.where(gap_T <= margin, theirs_T, logits_TxV.argmax(axis=-1))
 
 
 def differences(found: Arrays, expected: Arrays) -> dict[str, float]:
