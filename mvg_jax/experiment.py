@@ -14,14 +14,15 @@ from mvg_jax.config import GRPO, SFT, Config
 from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom
 from mvg_jax.data.task import Task
+from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
-from mvg_jax.env.protocol import Protocol, Vocabulary
+from mvg_jax.env.protocol import Protocol
 from mvg_jax.env.rewards import check_weights
 from mvg_jax.errors import RunError
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
 from mvg_jax.models.lora import add_lora, merge_lora, without_lora
-from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
+from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.imitation import SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
@@ -34,7 +35,7 @@ from mvg_jax.rollout.scheduler import World
 from mvg_jax.tools import ViewFormat, default_registry
 from mvg_jax.tools.spec import MAX_VIEWS
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,36 +238,20 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         if config.model.checkpoint:
             model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype))
         else:
-            shape = model_shapes.with_tokens(
-                random_shape(config.model.shape), tokenizer.size, tokenizer.id("<IMG_CONTEXT>")
-            )
+            placeholder = tokenizer.id(named_token(tokenizer_folder, "context_image_token"))
+            shape = model_shapes.with_tokens(random_shape(config.model.shape), tokenizer.size, placeholder)
             model = hf.FAMILIES[shape.model_type].model(shape, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
         model.config = model_shapes.with_view_size(model.config, config.model.view_size)
+        protocol = load_protocol(tokenizer_folder, tokenizer, model.config, registry, config.env.style)
         lora = config.model.lora
         if lora.rank:
             add_lora(model, lora.targets, lora.rank, lora.alpha, config.seed)
     except (ValueError, OSError, KeyError) as error:
-        raise RunError(str(error)) from error
-    vocabulary = make_vocabulary(tokenizer)
-    protocol = Protocol(vocabulary, registry, config.env.style, model.config.tokens_per_image)
+        raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     graph, params = nnx.split(model)
     limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
     return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), params
-
-
-def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """The tokenizer as the environment sees it."""
-    return Vocabulary(
-        encode=tokenizer.encode,
-        decode=tokenizer.decode,
-        special=tokenizer.added,
-        pad=tokenizer.id("<|endoftext|>"),
-        end_of_turn=tokenizer.id("<|im_end|>"),
-        image=tokenizer.id("<IMG_CONTEXT>"),
-        image_start=tokenizer.id("<img>"),
-        image_end=tokenizer.id("</img>"),
-    )
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:

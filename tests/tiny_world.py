@@ -15,9 +15,10 @@ import optax
 from flax import nnx
 
 from mvg_jax.data.task import Box, NativeImage, Task
+from mvg_jax.env.chat import make_vocabulary
 from mvg_jax.env.episode import Episodes, Limits
 from mvg_jax.env.protocol import Protocol, Turn
-from mvg_jax.experiment import folder, make_vocabulary
+from mvg_jax.experiment import folder
 from mvg_jax.models.axes import place
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
@@ -33,7 +34,14 @@ from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 SIZE, E = 16, 4
 VIEW = ViewFormat(SIZE, SIZE, "linear")
 TOKENIZER = load_tokenizer(folder("asset:tiny_internvl"))
-VOCABULARY = make_vocabulary(TOKENIZER)
+VOCABULARY = make_vocabulary(
+    TOKENIZER,
+    pad="<|endoftext|>",
+    end_of_turn="<|im_end|>",
+    image="<IMG_CONTEXT>",
+    image_start="<img>",
+    image_end="</img>",
+)
 PROTOCOL = Protocol(VOCABULARY, default_registry(("image_zoom_in_tool", "image_flip_tool")), "compact", E)
 LIMITS = Limits(max_turns=3, max_images=4, max_errors=3)
 

@@ -15,9 +15,10 @@ from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Limits, reset, step, task_sources
 from mvg_jax.env.protocol import Protocol, Turn, question_text, render_turn
 from mvg_jax.env.rewards import compute_rewards, tool_statistics
+from mvg_jax.tools.render import ViewFormat
 from mvg_jax.tools.spec import ToolCall, apply_tools
 
-VIEW_SIZE = 8  # nobody looks at the views
+VIEW = ViewFormat(8, 8, "linear")  # nobody looks at the views
 
 # (task, turn number, last observation's text) -> the turn's text
 Script = Callable[[Task, int, str], str]
@@ -66,7 +67,7 @@ def winners(table: Sequence[AuditRow]) -> list[str]:
 
 
 def _act(registry, sources, row, frames, args):
-    return apply_tools(registry, sources, row, frames, args, VIEW_SIZE)
+    return apply_tools(registry, sources, row, frames, args, VIEW)
 
 
 def _answer(text: str) -> str:

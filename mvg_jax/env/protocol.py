@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from mvg_jax.data.task import Task
 from mvg_jax.tools.spec import MAX_VIEWS, TEXTS, Registry, ToolCall, observation_text
@@ -30,14 +31,15 @@ ENGINE_TAGS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>",
     "<tool_response>", "</tool_response>", "<tools>", "</tools>",
 )  # fmt: skip
+_QWEN_TAGS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 FORMAT_TEXT = "Think, then one call or one answer."
 JSON_TEXT = "Illegal JSON."
 LENGTH_TEXT = "Turn too long."
 
 _TURN_TAG = re.compile("|".join(re.escape(tag) for tag in TURN_TAGS))
-_RESERVED = re.compile("|".join(re.escape(tag) for tag in TURN_TAGS + ENGINE_TAGS))
-_ENGINE = re.compile("|".join(re.escape(tag) for tag in ENGINE_TAGS))
+_RESERVED = re.compile("|".join(re.escape(tag) for tag in TURN_TAGS + ENGINE_TAGS + _QWEN_TAGS))
+_ENGINE = re.compile("|".join(re.escape(tag) for tag in ENGINE_TAGS + _QWEN_TAGS))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANK = " \t\r\n"
 
@@ -255,6 +257,27 @@ class Vocabulary:
         return [i for start, stop in itertools.pairwise(cuts) if start < stop for i in self.encode(text[start:stop])]
 
 
+class Marks(NamedTuple):
+    """What stands between the contents of a conversation; trusted text. The defaults are ChatML's, as small as it can be.
+
+    response_role: of a tool's answer in messages for the template: "tool", or "user" where it knows no such role.
+    system | system text | question | images | the question | answer | model's turn, end_of_turn | observation | images |
+    the tool's line | observed | model's turn, end_of_turn | ...
+    question_images, observation_images: what stands (between two images, after the last one).
+    """
+
+    response_role: str = "tool"
+    system: str = "<|im_start|>system\n"
+    question: str = "<|im_end|>\n<|im_start|>user\n"
+    question_images: tuple[str, str] = ("", "\n")
+    answer: str = "<|im_end|>\n<|im_start|>assistant\n"
+    observation: str = "\n<|im_start|>user\n<tool_response>"
+    observation_images: tuple[str, str] = ("", "")
+    observed: str = "</tool_response><|im_end|>\n<|im_start|>assistant\n"
+
+
+CHATML = Marks()
+
 # One short line a style, with tools and without.
 INSTRUCTIONS = {
     ("compact", True): "Think, then call a tool or answer.",
@@ -291,13 +314,14 @@ class Protocol:
     """Tasks, turns and observations as token ids.
 
     style: "compact" (a short line a tool, for small models) or "full" (the Hermes block with JSON schemas).
-    tokens_per_image: E, the placeholders one view stands for.
+    tokens_per_image: E, the placeholders one view stands for. marks: those of the model's chat template (see chat).
     """
 
     vocabulary: Vocabulary
     registry: Registry
     style: str
     tokens_per_image: int
+    marks: Marks = CHATML
 
     def __post_init__(self):
         if self.style not in STYLES:
@@ -317,21 +341,15 @@ class Protocol:
 
     def prompt_ids(self, task: Task, tools_on: bool = True) -> list[int]:
         """System turn and user turn, up to where the model begins; E placeholders for each of the task's images."""
-        system = f"<|im_start|>system\n{self.system_text(tools_on)}<|im_end|>\n<|im_start|>user\n"
-        head = self.vocabulary.encode_parts((system, True))
-        tail = self.vocabulary.encode_parts(
-            ("\n" + question_text(task), False), ("<|im_end|>\n<|im_start|>assistant\n", True)
-        )
-        return head + self._image_ids() * len(task.images) + tail
+        marks = self.marks
+        head = marks.system + self.system_text(tools_on) + marks.question
+        return self._ids(head, len(task.images), marks.question_images, question_text(task), marks.answer)
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019 - few protocols live, each as long as the program
     def observation_ids(self, count: int, text: str) -> tuple[int, ...]:
         """A tool's answer: count images (0 for an error) and a line of text; begins after the model's end_of_turn."""
-        head = self.vocabulary.encode_parts(("\n<|im_start|>user\n<tool_response>", True))
-        tail = self.vocabulary.encode_parts(
-            (text, False), ("</tool_response><|im_end|>\n<|im_start|>assistant\n", True)
-        )
-        return tuple(head + self._image_ids() * count + tail)
+        marks = self.marks
+        return tuple(self._ids(marks.observation, count, marks.observation_images, text, marks.observed))
 
     def observation_width(self) -> int:
         """Tokens of the longest observation: views of every tool's text, and format errors."""
@@ -351,6 +369,15 @@ class Protocol:
             ids.pop()
         return self.vocabulary.decode(ids)
 
-    def _image_ids(self) -> list[int]:
-        vocabulary = self.vocabulary
-        return [vocabulary.image_start, *[vocabulary.image] * self.tokens_per_image, vocabulary.image_end]
+    def _ids(self, head: str, count: int, around: tuple[str, str], text: str, tail: str) -> list[int]:
+        """Ids of head, `count` images with `around` (between two, after the last), text (not trusted) and tail.
+
+        What no image parts is tokenised as one, as it would be in the whole conversation.
+        """
+        vocabulary, (between, after) = self.vocabulary, around
+        if not count:
+            return vocabulary.encode_parts((head, True), (text, False), (tail, True))
+        image = [vocabulary.image_start, *[vocabulary.image] * self.tokens_per_image, vocabulary.image_end]
+        more = (vocabulary.encode_parts((between, True)) + image) * (count - 1)
+        rest = vocabulary.encode_parts((after, True), (text, False), (tail, True))
+        return vocabulary.encode_parts((head, True)) + image + more + rest

@@ -81,6 +81,6 @@ def test_wrong_options_and_weights_are_refused(env, tiny):
     with pytest.raises(ValueError, match="task 4 of 4"):
         env.reset(options={"task": 4})
     with pytest.raises(RuntimeError, match="reset"):
-        MedicalVQAEnv([tiny.task()], env._protocol, Limits(3, 4, 2), WEIGHTS, 8).step("x")
+        MedicalVQAEnv([tiny.task()], env._protocol, Limits(3, 4, 2), WEIGHTS, env._view).step("x")
     with pytest.raises(ValueError, match="unknown reward terms"):
-        MedicalVQAEnv([tiny.task()], env._protocol, Limits(3, 4, 2), {"tool": 1.0}, 8)
+        MedicalVQAEnv([tiny.task()], env._protocol, Limits(3, 4, 2), {"tool": 1.0}, env._view)

@@ -43,7 +43,7 @@ def test_labels_are_those_of_the_pixels_that_the_view_shows():
     part = fr.zoom(whole, np.array([100, 200, 600, 900], np.float32))
     views = [whole, part, fr.rotate(part, 1), fr.flip(fr.rotate(part, 3), 0)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *views)
-    row, (rows, columns) = np.array([0, 1, 1, 0]), (2, 3)
+    row, (rows, columns) = np.array([0, 1, 1, 0]), (2, 4)
     got = np.asarray(sample_labels(maps, row, stacked, (rows, columns)))
     assert got.shape == (4, rows * columns, CELLS**2)
     high, wide = rows * CELLS, columns * CELLS
