@@ -20,6 +20,15 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices: data·fsdp·tensor of them. Rows lie over data and fsdp, weights and optimiser state over fsdp and tensor."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
     tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package."""
@@ -60,7 +69,8 @@ class Env:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Static shapes of a rollout (see rollout.engine.Shapes) and the sampling temperature."""
+    """Static shapes of a rollout (see rollout.engine.Shapes) and the sampling temperature. dtype: the sampler's copy of the weights
+    is cast to it ("" = as they are trained)."""
 
     prompts: int = 16
     group: int = 8
@@ -70,6 +80,11 @@ class Rollout:
     encode_batches: tuple[int, ...] = (32, 64, 128, 256)
     suffix_length: int = 160
     temperature: float = 1.0
+    dtype: str = ""
+
+    def __post_init__(self):
+        if self.dtype not in ("", "float32", "bfloat16"):
+            raise RunError(f"config.rollout.dtype {self.dtype!r}: use '', 'float32' or 'bfloat16'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +181,7 @@ class Config:
 
     seed: int = 0
     stages: tuple[str, ...] = ("grpo",)
+    mesh: Mesh = Mesh()
     model: Model = Model()
     data: Data = Data()
     env: Env = Env()
@@ -181,6 +197,8 @@ class Config:
         unknown = set(self.stages) - {"vision", "sft", "grpo"}
         if unknown or not self.stages:
             raise RunError(f"config.stages {self.stages}: name one or more of 'vision', 'sft', 'grpo'")
+        if "vision" in self.stages and self.mesh != Mesh():
+            raise RunError(f"config.stages {self.stages}: 'vision' runs on one device; config.mesh is {self.mesh}")
 
 
 def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "config") -> Any:

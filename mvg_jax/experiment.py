@@ -18,8 +18,10 @@ from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol, Vocabulary
 from mvg_jax.env.rewards import check_weights
 from mvg_jax.errors import RunError
+from mvg_jax.mesh import make_mesh, shard_count
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
+from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.lora import add_lora, merge_lora, without_lora
 from mvg_jax.models.tokenizer import Tokenizer, load_tokenizer
@@ -61,8 +63,10 @@ class Experiment:
         return banned
 
     def world(self, prompts: int, group: int) -> World:
-        """The environment for batches of prompts x group rows."""
+        """The environment for batches of prompts x group rows, over all processes."""
         r, data = self.config.rollout, self.config.data
+        _require_shards("the prompts of a batch", (prompts,))
+        _require_shards("config.rollout.encode_batches", r.encode_batches)
         shapes = Shapes(
             prompts=prompts,
             group=group,
@@ -94,7 +98,8 @@ class Experiment:
         )
 
     def engine(self, world: World) -> Engine:
-        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V)
+        dtype = jnp.dtype(self.config.rollout.dtype) if self.config.rollout.dtype else None
+        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V, dtype)
 
     def source(self, split: str, first: int, size: int):
         """Random access to the tasks of a split."""
@@ -143,7 +148,7 @@ class Experiment:
         return SFTStage(
             self.world(c.prompts, c.group),
             learner,
-            _learner_shapes(c.learner),
+            _learner_shapes(c.learner, c.prompts),
             phantom.mixture,
             c.mixture,
             c.tools_off,
@@ -171,7 +176,7 @@ class Experiment:
             world,
             self.engine(world),
             learner,
-            _learner_shapes(c.learner),
+            _learner_shapes(c.learner, r.prompts),
             self.config.env.rewards,
             r.temperature,
             self.config.seed,
@@ -183,8 +188,25 @@ def _objective(c: GRPO) -> Objective:
     return Objective(ratio=c.ratio, clip_low=c.clip_low, clip_high=c.clip_high, kl=c.kl)
 
 
-def _learner_shapes(c: LearnerConfig) -> LearnerShapes:
+def _learner_shapes(c: LearnerConfig, prompts: int) -> LearnerShapes:
+    if prompts % (c.microbatches * shard_count()):
+        shards = f" over {shard_count()} shards of config.mesh" if shard_count() > 1 else ""
+        raise RunError(f"{prompts} prompts cannot be cut into {c.microbatches} microbatches{shards}")
+    _require_shards("learner.view_batches", c.view_batches)
     return LearnerShapes(c.microbatches, c.suffix_lengths, c.view_batches)
+
+
+def _require_shards(what: str, sizes: tuple[int, ...]) -> None:
+    if any(size % shard_count() for size in sizes):
+        raise RunError(f"{what} {sizes}: all must be multiples of data x fsdp = {shard_count()} of config.mesh")
+
+
+def enter_mesh(config: Config) -> None:
+    """Makes config.mesh the mesh of everything that follows; on one device there is none. RunError when it does not fit."""
+    shape = dataclasses.asdict(config.mesh)
+    mesh = make_mesh(shape)
+    if mesh.size > 1:
+        jax.set_mesh(mesh)
 
 
 def folder(name: str) -> pathlib.Path:
@@ -203,11 +225,14 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
         tokenizer = load_tokenizer(tokenizer_folder)
         if config.model.checkpoint:
-            model = hf.load(folder(config.model.checkpoint), jnp.float32)
+            where = folder(config.model.checkpoint)
+            check_tensor_axis(config.mesh.tensor, hf.read_config(where).text)
+            model = hf.load(where, jnp.float32, place_array)
         else:
             if config.model.shape not in SHAPES:
                 raise RunError(f"config.model.shape {config.model.shape!r}: use one of {', '.join(SHAPES)}")
             shape = SHAPES[config.model.shape](tokenizer.size, tokenizer.id("<IMG_CONTEXT>"))
+            check_tensor_axis(config.mesh.tensor, shape.text)
             model = InternVL(shape, nnx.Rngs(config.seed))
         lora = config.model.lora
         if lora.rank:
@@ -218,7 +243,7 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
     protocol = Protocol(vocabulary, registry, config.env.style, model.config.tokens_per_image)
     graph, params = nnx.split(model)
     limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
-    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), params
+    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), place(params)
 
 
 def make_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
@@ -248,7 +273,7 @@ def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -
             end_of_turn=vocabulary.end_of_turn,
             pad=vocabulary.pad,
         )
-        for name in TOKENIZER_FILES:
+        for name in TOKENIZER_FILES if jax.process_index() == 0 else ():
             if (experiment.tokenizer_folder / name).exists() and experiment.tokenizer_folder != directory:
                 shutil.copyfile(experiment.tokenizer_folder / name, directory / name)
     except OSError as error:

@@ -123,9 +123,9 @@ def by_shard(f: Callable) -> Callable:
         axes = RULES["batch"]
         rows = PartitionSpec(axes)
         # check_vma would ask every loop inside of f to mark its constants as varying.
-        return jax.shard_map(
-            f, in_specs=(rows,) * len(args), out_specs=rows, axis_names=set(axes), check_vma=False
-        )(*args)
+        return jax.shard_map(f, in_specs=(rows,) * len(args), out_specs=rows, axis_names=set(axes), check_vma=False)(
+            *args
+        )
 
     return mapped
 
@@ -152,6 +152,13 @@ def _own_pieces(x: Any) -> Any:
         return x
     pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return [pieces[start] for start in sorted(pieces)]
+
+
+def to_whole(x: jax.Array) -> np.ndarray:
+    """The whole array on every host, whatever its layout. All processes must call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
