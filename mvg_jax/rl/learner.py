@@ -22,7 +22,7 @@ from mvg_jax.models.axes import constrain_parameters, place
 from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
 from mvg_jax.rl.objective import Objective, policy_loss
-from mvg_jax.rollout.engine import Shapes, bucket
+from mvg_jax.rollout.engine import Shapes, bucket, last_of
 from mvg_jax.rollout.sampling import policy_logits
 from mvg_jax.trajectory import Trajectories
 
@@ -141,7 +141,8 @@ def token_logprobs(
     hidden, prefix = model.prefill(
         micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
     )
-    first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
+    fork = lambda x_pxD: jnp.repeat(x_pxD, group, axis=0, total_repeat_length=len(x_pxD) * group)
+    first_bxD = by_shard(lambda *prompts: fork(last_of(*prompts)))(hidden, micro.prompt_length)
     x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     before = jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)  # the state each token was drawn from
