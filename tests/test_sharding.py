@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import re
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ from mvg_jax.checkpoint import Checkpoints
 from mvg_jax.errors import RunError
 from mvg_jax.mesh import make_mesh
 from mvg_jax.models import hf
-from mvg_jax.models.axes import check_tensor_axis, parameter_axes, place
+from mvg_jax.models.axes import check_tensor_axis, parameter_axes, place, place_array
 from mvg_jax.models.config import TextConfig
+from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.lora import add_lora
 from mvg_jax.rl.learner import Learner, LearnerShapes, make_batch
 from mvg_jax.rl.objective import Objective
@@ -197,6 +199,31 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
         ):
             np.testing.assert_array_equal(got, saved)
             assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+def test_weights_go_between_files_and_devices_a_tensor_at_a_time(tmp_path):
+    """Read into the training layout and saved from it bit for bit; the host never holds much more than the largest tensor."""
+    config = dataclasses.replace(
+        tiny_world.CONFIG,
+        text=dataclasses.replace(tiny_world.CONFIG.text, hidden_size=512, intermediate_size=1024, vocab_size=1664 * 4),
+    )
+    whole = InternVL(config, nnx.Rngs(0))
+    names = {"end_of_turn": 1, "pad": 0, "dtype": jnp.float32}
+    hf.save(whole, tmp_path / "whole", **names)
+    sizes = [leaf[...].nbytes for _, leaf in nnx.to_flat_state(nnx.state(whole, nnx.Param))]
+    with on("data=2 fsdp=2 tensor=2"):
+        tracemalloc.start()
+        model = hf.load(tmp_path / "whole", jnp.float32, place_array)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        kernel = model.language_model.layers[0].gate_proj.kernel[...]
+        assert kernel.sharding.shard_shape(kernel.shape) == (256, 512)
+        hf.save(model, tmp_path / "again", **names)
+    # As stored and as ours: no third copy, and none of the tensor before.
+    assert sum(sizes) > 3 * max(sizes)
+    assert peak < 2.2 * max(sizes) + 4e6
+    weights_ = [(tmp_path / name / hf.WEIGHTS).read_bytes() for name in ("whole", "again")]
+    assert weights_[0] == weights_[1]
 
 
 def test_every_parameter_of_every_family_has_a_rule_and_others_are_refused():
