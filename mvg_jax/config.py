@@ -22,31 +22,34 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices: data·fsdp·tensor of them. Rows lie over data and fsdp, weights and optimiser state over fsdp and tensor."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """What to start from. checkpoint: Hugging Face folder or the workdir of a run ("" = random weights of `shape`);
     tokenizer: folder of tokenizer.json ("" = the checkpoint's). "asset:NAME" names a folder inside the package.
     view_size: (height, width) in pixels of the views the model is shown (() = the family's own; only Qwen-VL has a choice).
-    dtype: of the weights, in memory and when the model is written; LoRA adapters are always float32."""
+    dtype: of the weights, in memory and when the model is written; LoRA adapters are always float32. compute_dtype: of every pass
+    through the model, the sampler's and the learner's alike."""
 
     checkpoint: str = "asset:tiny_internvl"
     tokenizer: str = ""
     shape: str = "tiny"
     dtype: str = "float32"
+    compute_dtype: str = "float32"
     view_size: tuple[int, ...] = ()
     lora: LoRA = LoRA()
 
     def __post_init__(self):
-        if self.dtype not in FLOATS:
-            raise RunError(f"config.model.dtype {self.dtype!r}: use one of {', '.join(FLOATS)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mesh:
-    """Devices along each axis of the mesh; rows go over data x fsdp, weights over fsdp x tensor."""
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+        for name in ("dtype", "compute_dtype"):
+            if getattr(self, name) not in FLOATS:
+                raise RunError(f"config.model.{name} {getattr(self, name)!r}: use one of {', '.join(FLOATS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +109,16 @@ class Optimizer:
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """Shapes of the update, what it leaves alone (module names whose parameters stay frozen), and how it runs the model
-    (rl.logprobs.Forward): float type of the pass, layers recomputed or kept, positions whose logits exist at a time (0: all)."""
+    (rl.logprobs.Forward): layers recomputed or kept, positions whose logits exist at a time (0: all)."""
 
     microbatches: int = 2
     suffix_lengths: tuple[int, ...] = (96, 160)
     view_batches: tuple[int, ...] = (32, 64, 128, 256)
     freeze: tuple[str, ...] = ()
-    compute_dtype: str = "float32"
     remat: bool = False
     logit_positions: int = 0
 
     def __post_init__(self):
-        if self.compute_dtype not in FLOATS:
-            raise RunError(f"config: learner.compute_dtype {self.compute_dtype!r}: use one of {', '.join(FLOATS)}")
         if self.logit_positions < 0:
             raise RunError(f"config: learner.logit_positions {self.logit_positions}: at least 0")
 
@@ -195,8 +195,8 @@ class Config:
 
     seed: int = 0
     stages: tuple[str, ...] = ("grpo",)
-    model: Model = Model()
     mesh: Mesh = Mesh()
+    model: Model = Model()
     data: Data = Data()
     env: Env = Env()
     rollout: Rollout = Rollout()
@@ -211,6 +211,8 @@ class Config:
         unknown = set(self.stages) - {"vision", "sft", "grpo"}
         if unknown or not self.stages:
             raise RunError(f"config.stages {self.stages}: name one or more of 'vision', 'sft', 'grpo'")
+        if "vision" in self.stages and self.mesh != Mesh():
+            raise RunError(f"config.stages {self.stages}: 'vision' runs on one device; config.mesh is {self.mesh}")
 
 
 def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "config") -> Any:

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from mvg_jax import config as configs
 from mvg_jax import program
 from mvg_jax.evaluation import evaluate, evaluation_parts
-from mvg_jax.experiment import build
+from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -29,6 +29,7 @@ def main() -> None:
     values = _CONFIG.value.to_dict()
     values["model"]["checkpoint"] = _CHECKPOINT.value
     config = configs.from_dict(values)
+    enter_mesh(config)
     experiment, params = build(config)
     world, engine = evaluation_parts(experiment)
     results = evaluate(
@@ -42,8 +43,8 @@ def main() -> None:
         guided=_GUIDED.value,
     )
     figures = json.dumps(results.summary(), indent=2, sort_keys=True)
-    print(results.table())
-    print(figures)
+    program.say(results.table())
+    program.say(figures)
     if _OUT.value:
         write_atomically(_OUT.value, figures + "\n")
 

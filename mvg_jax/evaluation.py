@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import tqdm
 from flax import nnx
@@ -13,6 +14,7 @@ from mvg_jax.env.episode import Episodes, Stop
 from mvg_jax.env.protocol import Turn
 from mvg_jax.env.rewards import compute_rewards, tool_statistics
 from mvg_jax.experiment import Experiment
+from mvg_jax.mesh import gather
 from mvg_jax.rollout.engine import Engine
 from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
 from mvg_jax.trajectory import Trajectories
@@ -92,34 +94,36 @@ def evaluate(
 ) -> Results:
     """One episode a task, in batches of world.shapes.prompts (the last is filled up with repeats, which are not counted).
 
+    params: in the learner's layout. Every process is given all tasks and plays its share of each batch.
     guided: tasks that need a tool get the views of their minimal chain first; the others answer as usual.
     """
-    P = world.shapes.prompts
-    temperature_B = np.full(P, temperature, np.float32)
+    P, processes = world.shapes.prompts, jax.process_count()
+    own = P // processes
+    first = own * jax.process_index()
+    temperature_B = np.full(own, temperature, np.float32)
+    params = engine.weights(params)
     parts = []
     for start in tqdm.trange(0, len(tasks), P, desc=title, unit="batch", disable=not sys.stderr.isatty()):
         chunk = list(tasks[start : start + P])
-        filled = (chunk * P)[:P] if len(chunk) < P else chunk
+        filled = ((chunk * P)[:P] if len(chunk) < P else chunk)[first : first + own]
         policy = SampledPolicy(
-            engine, params, seed=seed, step=0, sample_B=np.zeros(P, np.int32), temperature_B=temperature_B
+            engine, params, seed=seed, step=0, sample_B=np.zeros(own, np.int32), temperature_B=temperature_B
         )
         if guided:
             script = [[Turn("", call) for call in task.chain] for task in filled]
             scripted = ScriptedPolicy(world.protocol, script, world.shapes.turn_tokens)
             policy = GuidedPolicy(scripted, policy, max(map(len, script)))
         trajectories, episodes = rollout(world, policy, world.prepare(filled, tools_on), Phases())
-        columns = _columns(trajectories, episodes)
-        parts.append({name: column[: len(chunk)] for name, column in columns.items()})
+        columns = jax.tree.map(gather, _columns(trajectories, episodes))
+        parts.append(_facts(chunk) | {name: column[: len(chunk)] for name, column in columns.items()})
     return Results(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def _columns(trajectories: Trajectories, episodes: Episodes) -> dict[str, np.ndarray]:
+    """What the episodes came to."""
     _, terms = compute_rewards({"accuracy": 1.0}, episodes)
     statistics = tool_statistics(episodes)
     return {
-        "kinds": np.array([task.kind for task in episodes.tasks]),
-        "needed": np.array([task.needs_tool is True for task in episodes.tasks]),
-        "chance": np.array([task.chance for task in episodes.tasks]),
         "correct": terms["accuracy"] > 0,
         "called": statistics["call"] > 0,
         "choice": statistics["tool_choice"],
@@ -127,6 +131,15 @@ def _columns(trajectories: Trajectories, episodes: Episodes) -> dict[str, np.nda
         "stop": episodes.stop_B,
         "tokens": trajectories.loss_mask_BxL.sum(axis=1),
         "views": trajectories.view_count_B,
+    }
+
+
+def _facts(tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """What was known of the tasks before."""
+    return {
+        "kinds": np.array([task.kind for task in tasks]),
+        "needed": np.array([task.needs_tool is True for task in tasks]),
+        "chance": np.array([task.chance for task in tasks]),
     }
 
 

@@ -19,8 +19,10 @@ from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol
 from mvg_jax.env.rewards import check_weights
 from mvg_jax.errors import RunError
+from mvg_jax.mesh import make_mesh, shard_count
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
+from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.lora import add_lora, merge_lora, without_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
@@ -61,7 +63,7 @@ class Experiment:
         return banned
 
     def world(self, prompts: int, group: int) -> World:
-        """The environment for batches of prompts x group rows."""
+        """The environment for batches of prompts x group rows, over all processes."""
         r, data = self.config.rollout, self.config.data
         shapes = rollout_shapes(self.config, prompts, group)
         if self.protocol.observation_width() > max(r.observation_lengths):
@@ -79,7 +81,8 @@ class Experiment:
         )
 
     def engine(self, world: World) -> Engine:
-        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V)
+        dtype = jnp.dtype(self.config.model.compute_dtype)
+        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V, dtype)
 
     def source(self, split: str, first: int, size: int):
         """Random access to the tasks of a split."""
@@ -156,8 +159,10 @@ class Experiment:
 
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
-    """The static shapes of rollouts of prompts x group rows."""
+    """The static shapes of rollouts of prompts x group rows, over all processes."""
     r = config.rollout
+    _require_shards("the prompts of a batch", (prompts,))
+    _require_shards("config.rollout.encode_batches", r.encode_batches)
     if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
         raise RunError(
             f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
@@ -187,7 +192,7 @@ def policy_learner(config: Config, graph: nnx.GraphDef, banned_V: np.ndarray) ->
 
 def make_learner(config: Config, c: SFT | GRPO, graph: nnx.GraphDef, banned_V: np.ndarray, **loss) -> Learner:
     """The learner of a stage's settings `c`; loss: see `Learner`."""
-    forward = Forward(c.learner.compute_dtype, c.learner.remat, c.learner.logit_positions)
+    forward = Forward(config.model.compute_dtype, c.learner.remat, c.learner.logit_positions)
     return Learner(
         graph,
         make_optimizer(c.optimizer, c.steps),
@@ -201,8 +206,11 @@ def make_learner(config: Config, c: SFT | GRPO, graph: nnx.GraphDef, banned_V: n
 
 def learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShapes:
     """The update's bucket tables. RunError unless their last entries hold whatever the rows may do."""
-    if c.microbatches < 1 or rollout.prompts % c.microbatches:
-        raise RunError(f"config.{where}.microbatches {c.microbatches} does not divide {rollout.prompts} prompts")
+    if c.microbatches < 1 or rollout.prompts % (c.microbatches * shard_count()):
+        shards = f" over {shard_count()} shards of config.mesh" if shard_count() > 1 else ""
+        raise RunError(
+            f"config.{where}.microbatches {c.microbatches} does not divide {rollout.prompts} prompts{shards}"
+        )
     views = rollout.rows // c.microbatches * rollout.views
     for name, table, needed in (
         ("suffix_lengths", c.suffix_lengths, rollout.suffix_length),
@@ -210,7 +218,21 @@ def learner_shapes(c: LearnerConfig, rollout: Shapes, where: str) -> LearnerShap
     ):
         if max(table, default=0) < needed:
             raise RunError(f"config.{where}.{name} {table}: a batch may need {needed}; enlarge the last entry")
+    _require_shards(f"config.{where}.view_batches", c.view_batches)
     return LearnerShapes(c.microbatches, c.suffix_lengths, c.view_batches)
+
+
+def _require_shards(what: str, sizes: tuple[int, ...]) -> None:
+    if any(size % shard_count() for size in sizes):
+        raise RunError(f"{what} {sizes}: all must be multiples of data x fsdp = {shard_count()} of config.mesh")
+
+
+def enter_mesh(config: Config) -> None:
+    """Makes config.mesh the mesh of everything that follows; on one device there is none. RunError when it does not fit."""
+    shape = dataclasses.asdict(config.mesh)
+    mesh = make_mesh(shape)
+    if mesh.size > 1:
+        jax.set_mesh(mesh)
 
 
 def folder(name: str) -> pathlib.Path:
@@ -236,10 +258,13 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
         tokenizer = load_tokenizer(tokenizer_folder)
         if config.model.checkpoint:
-            model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype))
+            where = folder(config.model.checkpoint)
+            check_tensor_axis(config.mesh.tensor, hf.read_config(where).text)
+            model = hf.load(where, jnp.dtype(config.model.dtype), place_array)
         else:
             placeholder = tokenizer.id(named_token(tokenizer_folder, "context_image_token"))
             shape = model_shapes.with_tokens(random_shape(config.model.shape), tokenizer.size, placeholder)
+            check_tensor_axis(config.mesh.tensor, shape.text)
             model = hf.FAMILIES[shape.model_type].model(shape, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
         model.config = model_shapes.with_view_size(model.config, config.model.view_size)
@@ -251,7 +276,7 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     graph, params = nnx.split(model)
     limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
-    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), params
+    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), place(params)
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:
@@ -267,7 +292,7 @@ def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -
             end_of_turn=vocabulary.end_of_turn,
             pad=vocabulary.pad,
         )
-        for name in TOKENIZER_FILES:
+        for name in TOKENIZER_FILES if jax.process_index() == 0 else ():
             if (experiment.tokenizer_folder / name).exists() and experiment.tokenizer_folder != directory:
                 shutil.copyfile(experiment.tokenizer_folder / name, directory / name)
     except OSError as error:

@@ -154,6 +154,13 @@ def _own_pieces(x: Any) -> Any:
     return [pieces[start] for start in sorted(pieces)]
 
 
+def to_whole(x: jax.Array) -> np.ndarray:
+    """The whole array on every host, whatever its layout. All processes must call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
 def gather(rows: np.ndarray) -> np.ndarray:
     """This process's rows (host numpy) -> those of all processes, process by process. A host sync between processes."""
     return rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True)

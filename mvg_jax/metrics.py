@@ -123,7 +123,9 @@ def write_summary(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Replaces the file in one piece, or leaves it as it was and raises RunError."""
+    """Replaces the file in one piece, or leaves it as it was and raises RunError. Only process 0 writes."""
+    if jax.process_index() != 0:
+        return
     path = pathlib.Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

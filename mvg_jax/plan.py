@@ -133,7 +133,7 @@ def make_parts(config: Config, model: VLMConfig) -> Parts:
     s = learner_shapes(config.grpo.learner, r, "grpo.learner")
     r = dataclasses.replace(r, observation_lengths=r.observation_lengths[-1:], encode_batches=r.encode_batches[-1:])
     s = dataclasses.replace(s, suffix_lengths=s.suffix_lengths[-1:], view_batches=s.view_batches[-1:])
-    compute = jnp.dtype(config.grpo.learner.compute_dtype)
+    compute = jnp.dtype(config.model.compute_dtype)
     sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute), made)
     sampling = _laid_out(sampling, sampling_shardings(sampling, model.text))
     return Parts(Engine(graph, r, 0, banned_V, compute), learner, state, sampling, s)
@@ -224,8 +224,8 @@ def changes(config: Config, count: int) -> Iterator[tuple[str, Config]]:
         yield "--config.grpo.learner.remat=True", changed("grpo.learner", remat=True)
     if not 0 < learner.logit_positions <= 64:
         yield "--config.grpo.learner.logit_positions=64", changed("grpo.learner", logit_positions=64)
-    if learner.compute_dtype == "float32":
-        yield "--config.grpo.learner.compute_dtype=bfloat16", changed("grpo.learner", compute_dtype="bfloat16")
+    if config.model.compute_dtype == "float32":
+        yield "--config.model.compute_dtype=bfloat16", changed("model", compute_dtype="bfloat16")
     shards = mesh.data * mesh.fsdp
     for more in (2, 4, 8):
         if rollout.prompts % (learner.microbatches * more * shards) == 0:
@@ -322,7 +322,7 @@ def report(config: Config, model: VLMConfig, memory: Memory, device: str, count:
         (f"weights, {config.model.dtype}", memory.weights, True, True),
         ("optimiser state", memory.optimiser, True, True),
         ("reference policy", memory.reference, True, True),
-        (f"weights for sampling, {config.grpo.learner.compute_dtype}", memory.sampling_weights, True, False),
+        (f"weights for sampling, {config.model.compute_dtype}", memory.sampling_weights, True, False),
         ("KV cache and logits", memory.kv_cache, True, False),
         ("programs: gradients, activations, logits ...", memory.rollout_program, True, False),
         ("", memory.update_program, False, True),

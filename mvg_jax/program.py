@@ -1,5 +1,6 @@
-"""What every program does around its work: flags that fail in one line, quiet libraries, one-line errors."""
+"""What every program does around its work: flags that fail in one line, several processes, quiet libraries, one-line errors."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,37 @@ from absl import app, flags, logging
 
 from mvg_jax.errors import RunError
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several processes: HOST:PORT of process 0, or 'auto' where JAX finds the cluster itself."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.", lower_bound=0)
+
+
+def join_processes() -> None:
+    """Starts jax.distributed if the flags ask for it. RunError when they do not fit together or the others do not come."""
+    address, count, index = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if address in (None, "auto"):
+        if count is not None or index is not None:
+            raise RunError("--processes and --process need --coordinator=HOST:PORT")
+    elif count is None or index is None or index >= count:
+        raise RunError(f"--coordinator={address} needs --processes=N and --process below N; got {count} and {index}")
+    elif not re.fullmatch(r"[^:]+:\d+|\[.+\]:\d+", address):
+        raise RunError(f"--coordinator={address}: use HOST:PORT or 'auto'")
+    if address is None:
+        return
+    where = {} if address == "auto" else {"coordinator_address": address, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**where)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"jax.distributed: {' '.join(str(error).split())[:300]}") from error
+
+
+def say(text: str) -> None:
+    """Prints, once for all processes."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
 
 def run(work: Callable[[], None], required: tuple[str, ...]) -> None:
     """Parses the command line and does the work. A RunError, an unknown flag or config key ends it with one line and status 1."""
@@ -15,6 +47,7 @@ def run(work: Callable[[], None], required: tuple[str, ...]) -> None:
     def main(_) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
         try:
+            join_processes()
             work()
         except RunError as error:
             sys.exit(f"error: {error}")

@@ -64,7 +64,7 @@ def real_model(checkpoint: str, shape: str, tokens_per_view: int, options: Optio
     learner.view_batches = tuple(rows // micro * views for views in (1, 2, 6))
     learner.freeze = ("vision_tower", "multi_modal_projector")
     # float32 masters, everything computed in bfloat16; one layer's activations and 64 positions' logits at a time.
-    learner.compute_dtype, learner.remat, learner.logit_positions = "bfloat16", True, 64
+    c.model.compute_dtype, learner.remat, learner.logit_positions = "bfloat16", True, 64
     if options.lora:  # the base is never updated, so that bfloat16 is enough to hold it
         c.model.dtype, c.model.lora.rank, c.model.lora.alpha = "bfloat16", 64, 128.0
         c.grpo.optimizer.learning_rate = 2e-5

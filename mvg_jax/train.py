@@ -4,6 +4,9 @@
     python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/tiny --resume
     python -m mvg_jax.train --config=configs/tiny.py --workdir=workdir/seed1 --config.seed=1 --config.grpo.steps=50
 
+Several processes: the same command in each, with --coordinator=HOST:PORT --processes=N --process=I, a config.mesh that covers all
+devices, and a workdir on a file system that all of them see. Process 0 writes and prints.
+
 The workdir holds config.json, versions.json, one folder a stage (metrics.jsonl, checkpoints/), evaluations, the final model
 as a Hugging Face folder (model/) and summary.json. Ctrl-C saves and says how to go on; so does a second start after a crash.
 """
@@ -16,6 +19,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -31,7 +35,8 @@ from mvg_jax.config import Config
 from mvg_jax.data.pipeline import TaskBatches
 from mvg_jax.errors import RunError
 from mvg_jax.evaluation import Results, evaluate, evaluation_parts
-from mvg_jax.experiment import Experiment, build, export
+from mvg_jax.experiment import Experiment, build, enter_mesh, export
+from mvg_jax.mesh import agree, gather
 from mvg_jax.metrics import MetricsLog, read_metrics, write_atomically, write_summary
 from mvg_jax.tools.spec import MAX_VIEWS
 
@@ -71,7 +76,8 @@ class Interrupted(Exception):
 def train(config: Config, workdir: pathlib.Path, resume: bool) -> dict:
     """Runs every stage of the config and returns the summary."""
     # ---- workdir: one config, one run ---------------------------------------------------------------------------
-    claim(config, workdir, resume)
+    enter_mesh(config)
+    only_first(lambda: claim(config, workdir, resume))
     experiment, params = build(config)
     stop = catch_interrupt()
     compiles = CompileCount()
@@ -102,6 +108,8 @@ def run_stage(
         seed=config.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
+        process=jax.process_index(),
+        processes=jax.process_count(),
     )
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
 
@@ -111,14 +119,14 @@ def run_stage(
         state, meta = checkpoints.restore(None, state)
         first, seconds = meta["step"], meta["seconds"]
         batches.set_state(meta["data"])
-        print(f"{name}: going on after step {first} of {steps}", flush=True)
+        program.say(f"{name}: going on after step {first} of {steps}")
 
     # ---- before --------------------------------------------------------------------------------------------------
     judge = Judge(experiment, folder) if name == "grpo" else None
     before = judge and judge.results("before", params)
     start = time.perf_counter()
     if name == "grpo" and first < steps:
-        print("grpo: compiling", flush=True)
+        program.say("grpo: compiling")
         warm_up(stage, state, experiment)
     log = MetricsLog(folder, resume_step=first, total_steps=steps, show=SHOWN[name])
 
@@ -129,11 +137,12 @@ def run_stage(
         log.log(step, metrics)
         if warm is None:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
-        if step % config.checkpoint.every == 0 or step == steps or stop:
+        stopping = any(agree(len(stop)))
+        if step % config.checkpoint.every == 0 or step == steps or stopping:
             log.flush()
             elapsed = seconds + time.perf_counter() - start
             checkpoints.save(step, state, {"step": step, "seconds": elapsed, "data": batches.get_state()})
-        if stop:
+        if stopping:
             raise Interrupted(f"saved after step {step} of stage {name}")
     log.close()
     checkpoints.close()
@@ -151,7 +160,7 @@ def run_stage(
         after, off = judge.results("after", params), judge.results("after_no_tools", params, tools_on=False)
         summary |= compare(before, after, off)
         summary["logprob_gap_max"] = max(record["logprob_gap"] for record in read_metrics(folder / "metrics.jsonl"))
-        print(f"\nbefore\n{before.table()}\n\nafter\n{after.table()}\n\nafter, tools off\n{off.table()}\n")
+        program.say(f"\nbefore\n{before.table()}\n\nafter\n{after.table()}\n\nafter, tools off\n{off.table()}\n")
     return params, summary
 
 
@@ -169,7 +178,8 @@ def warm_up(stage, state, experiment: Experiment) -> None:
     """Compiles the sampler and the learner for all buckets."""
     size = experiment.model.view_size
     programs = stage.learner.lower(state, stage.shapes, stage.world.shapes, size, stage.reference is not None)
-    compile_all(programs + stage.engine.lower(state.params, size, MAX_VIEWS), "compile")
+    weights = stage.engine.weights(state.params)  # runs the reshard once, which compiles it
+    compile_all(programs + stage.engine.lower(weights, size, MAX_VIEWS), "compile")
 
 
 class Judge:
@@ -181,7 +191,7 @@ class Judge:
 
     def results(self, name: str, params: nnx.State, tools_on: bool = True) -> Results:
         path = self._folder / f"evaluation_{name}.json"
-        if path.exists():
+        if all(gather(np.array([path.exists()]))):  # a process may see a file late; what one evaluates, all do
             return Results(**{key: np.array(value) for key, value in json.loads(path.read_text()).items()})
         if self._parts is None:
             self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.held_out()
@@ -221,6 +231,18 @@ def compare(before: Results, after: Results, off: Results) -> dict:
         "items/needed": now["items/needed"],
         "items/all": len(after.kinds),
     }
+
+
+def only_first(work: Callable[[], None]) -> None:
+    """Process 0 does the work; RunError everywhere when it failed there, so that nobody waits for it."""
+    failed = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except RunError as error:
+            failed = error
+    if any(agree(failed is not None)):
+        raise failed or RunError("process 0 failed; see its output")
 
 
 def claim(config: Config, workdir: pathlib.Path, resume: bool) -> None:
@@ -270,10 +292,10 @@ def main() -> None:
     try:
         summary = train(config, workdir, _RESUME.value)
     except Interrupted as event:
-        print(f"{event}; go on with --resume and the same --config and --workdir")
+        program.say(f"{event}; go on with --resume and the same --config and --workdir")
         sys.exit(130)
-    print(json.dumps(summary, indent=2, sort_keys=True))
-    print(
+    program.say(json.dumps(summary, indent=2, sort_keys=True))
+    program.say(
         f"\n{workdir}: model/ (Hugging Face layout), summary.json, config.json, and a folder for each stage with "
         "metrics.jsonl and checkpoints/"
     )

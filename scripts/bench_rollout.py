@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from mvg_jax import config as configs
 from mvg_jax.compiles import CompileCount, compile_all
-from mvg_jax.experiment import build
+from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.decoder import suffix_bytes
 from mvg_jax.rl.grpo import sample_index
@@ -54,9 +54,11 @@ def measured_rates() -> tuple[float, float]:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     config = configs.from_dict(_CONFIG.value.to_dict())
+    enter_mesh(config)
     experiment, params = build(config)
     world = experiment.world(config.rollout.prompts, config.rollout.group)
     engine, shapes = experiment.engine(world), world.shapes
+    params = engine.weights(params)
     bandwidth, flops = measured_rates()
     compiles = CompileCount()
     start = time.perf_counter()

@@ -37,6 +37,8 @@ def test_values_reach_their_place_at_any_depth():
     [
         ({"sede": 1}, r"unknown key config\.sede; config has checkpoint, .*seed"),
         ({"grpo": {"optimizer": {"lr": 1.0}}}, r"unknown key config\.grpo\.optimizer\.lr; .*learning_rate"),
+        ({"model": {"compute_dtype": "int8"}}, r"config\.model\.compute_dtype 'int8': use one of float32, bfloat16"),
+        ({"stages": ["vision"], "mesh": {"fsdp": 2}}, r"'vision' runs on one device; config\.mesh is .*fsdp=2"),
         ({"seed": 1.5}, r"config\.seed must be int, not 1\.5"),
         ({"seed": True}, r"config\.seed must be int, not True"),
         ({"seed": "1"}, r"config\.seed must be int, not '1'"),

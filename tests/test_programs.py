@@ -145,6 +145,11 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
         (("--config.stages=('rl',)",), ("rl", "grpo")),
         (("--resume",), ("nothing to resume",)),
         (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
+        (("--config.mesh.tensor=3",), ("config.mesh.tensor is 3", "4 query heads")),
+        (("--config.mesh.data=3",), ("16", "multiples of", "3")),
+        (("--config.mesh.fsdp=64",), ("needs 64 devices",)),
+        (("--processes=2",), ("--coordinator",)),
+        (("--coordinator=here", "--processes=2", "--process=0"), ("HOST:PORT",)),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, words):

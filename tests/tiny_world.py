@@ -167,9 +167,12 @@ def play(
     temperature: float = 1.0,
     banned_V: np.ndarray = LETTERS,
 ) -> tuple[Trajectories, Episodes, Phases]:
-    """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn."""
-    world_, rows, phases = world(len(tasks)), 2 * len(tasks), Phases()
-    engine_ = engine(len(tasks), banned_V)
+    """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn.
+
+    With several processes, tasks and script are this one's share.
+    """
+    prompts, rows, phases = len(tasks) * jax.process_count(), 2 * len(tasks), Phases()
+    world_, engine_ = world(prompts), engine(prompts, banned_V)
     policy = SampledPolicy(
         engine_,
         engine_.weights(place(model()[1])),

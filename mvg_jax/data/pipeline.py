@@ -10,11 +10,24 @@ from mvg_jax.errors import RunError
 class TaskBatches:
     """Endless batches of `batch` tasks from a random-access source, read ahead by threads.
 
-    shuffle: a new order each epoch, from `seed`. The state names the next batch to be handed out, not the next to be read.
+    shuffle: a new order each epoch, from `seed`. The state names the next batch to be handed out, not the next to be read; it is
+    the same in all processes.
+    process, processes: this one hands out every `processes`-th task of the stream, batch / processes at a time.
     RunError for an empty source.
     """
 
-    def __init__(self, source: Any, *, batch: int, shuffle: bool, seed: int, threads: int, prefetch: int):
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch: int,
+        shuffle: bool,
+        seed: int,
+        threads: int,
+        prefetch: int,
+        process: int = 0,
+        processes: int = 1,
+    ):
         import grain  # here, so that the loop runs where grain is not installed
 
         if len(source) < batch:
@@ -22,7 +35,9 @@ class TaskBatches:
         tasks = grain.MapDataset.source(source).seed(seed)
         tasks = tasks.shuffle() if shuffle else tasks
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch * prefetch)
-        self._iterator = iter(tasks.repeat(None).to_iter_dataset(read).batch(batch, batch_fn=tuple))
+        tasks, own = tasks.repeat(None), batch // processes
+        tasks = tasks[process::processes] if processes > 1 else tasks
+        self._iterator = iter(tasks.to_iter_dataset(read).batch(own, batch_fn=tuple))
 
     def __iter__(self) -> Iterator[tuple[Task, ...]]:
         return self

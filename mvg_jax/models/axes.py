@@ -45,13 +45,12 @@ KERNELS: dict[str, dict[str, tuple[str | None, str | None]]] = {
 }
 # Vectors of one entry a channel, and the vision tower's position table: whole everywhere.
 WHOLE = ("scale", "lambda_1", "lambda_2", "cls_token", "position_embeddings")
-NORMS = ("norm", "layernorm", "layer_norm")  # how the names of those with a bias begin
 
 
 def parameter_axes(path: Path) -> tuple[str | None, ...]:
     """Logical axes of the parameter at this path of the module tree; () = whole. KeyError for one that no rule knows."""
     module, leaf = str(path[-2]) if len(path) > 1 else "", path[-1]
-    if leaf in WHOLE or (leaf == "bias" and module.startswith(NORMS)):
+    if leaf in WHOLE or (leaf == "bias" and "norm" in module):
         return ()
     kernels = KERNELS.get(path[0], {})
     if module not in kernels or leaf not in ("kernel", "embedding", "bias", "lora_a", "lora_b"):

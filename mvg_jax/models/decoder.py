@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mvg_jax.mesh import axis_size, constrain
+from mvg_jax.mesh import axis_size, by_shard, constrain
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.layers import (
     ACTIVATIONS,
@@ -65,6 +65,11 @@ def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> i
     return 2 * config.num_hidden_layers * rows * length * config.num_key_value_heads * config.head_dim * itemsize
 
 
+def _write(cache_BxSxKxC: jax.Array, new_BxTxKxC: jax.Array, slot_BxT: jax.Array) -> jax.Array:
+    """The cache with new entries at their slots; those past its end are dropped."""
+    return cache_BxSxKxC.at[jnp.arange(len(slot_BxT))[:, None], slot_BxT].set(new_BxTxKxC, mode="drop")
+
+
 class Attention(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         self.config = config
@@ -95,9 +100,7 @@ class Attention(nnx.Module):
         if cache is None:
             mask_BxTxS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
         else:
-            row = jnp.arange(B)[:, None]
-            k = cache[0].at[row, slot_BxT].set(k, mode="drop")
-            v = cache[1].at[row, slot_BxT].set(v, mode="drop")
+            k, v = by_shard(_write)(cache[0], k, slot_BxT), by_shard(_write)(cache[1], v, slot_BxT)
             mask_BxTxS = jnp.arange(k.shape[1])[None, None, :] <= slot_BxT[:, :, None]
         parts = [partial_attention(q, k, v, mask_BxTxS)]
         if prefix is not None:
@@ -124,13 +127,19 @@ class Layer(nnx.Module):
         return x_BxTxD + self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(y)) * self.up_proj(y)), k, v
 
 
+class TokenEmbedding(nnx.Embed):
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        # Gathered over fsdp like any weight, or the compiler would look up columns of all rows and move them afterwards.
+        return jnp.take(constrain(self.embedding[...], "vocab"), tokens, axis=0)
+
+
 class Decoder(nnx.Module):
     """remat: layers are recomputed in the backward pass; set it with `model.set_attributes(remat=True)`."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         self.config, self.remat = config, False
         normal = jax.nn.initializers.normal(0.02)
-        self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, rngs=rngs)
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, embedding_init=normal, rngs=rngs)
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
 

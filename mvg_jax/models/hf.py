@@ -22,6 +22,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from mvg_jax.mesh import to_whole
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.models.hf_internvl import INTERNVL
 from mvg_jax.models.hf_layout import Disk, Family, Fields, HFLayoutError, Path, disk_names
@@ -207,10 +208,11 @@ def save(
     """Writes what `load` reads and transformers opens: weights in `dtype` and the three JSON files beside them.
 
     end_of_turn, pad: token ids for generation_config.json. More than max_shard_bytes of weights are cut into several
-    files with an index; one file's tensors are on the host at a time. Tokenizer files are not touched.
+    files with an index; one file's tensors are on the host at a time. Tokenizer files are not touched. With several processes
+    all must call it, and process 0 writes.
     """
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    writes = jax.process_index() == 0
     dtype = np.dtype(dtype)
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype {dtype}: one of {[str(known) for known in DTYPES.values()]}")
@@ -225,19 +227,26 @@ def save(
             size = 0
         shards[-1].append(path)
         size += bytes_
-    _write(directory / "config.json", family.write_config(model.config, dtype.name))
-    _write(directory / "preprocessor_config.json", family.write_processor(model.config))
-    _write(directory / "generation_config.json", {"eos_token_id": end_of_turn, "pad_token_id": pad})
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "config.json", family.write_config(model.config, dtype.name))
+        _write(directory / "preprocessor_config.json", family.write_processor(model.config))
+        _write(directory / "generation_config.json", {"eos_token_id": end_of_turn, "pad_token_id": pad})
     weight_map = {}
     for number, paths in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         arrays = {}
         for path in paths:
-            array = places[path].layout.to_disk(np.asarray(flat[path][...]))
-            arrays[places[path].name] = np.ascontiguousarray(array, dtype=dtype)
+            array = places[path].layout.to_disk(to_whole(flat[path][...]))
+            if writes:
+                arrays[places[path].name] = np.ascontiguousarray(array, dtype=dtype)
+        if not writes:
+            continue
         safetensors.numpy.save_file(arrays, directory / file, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / file)  # safetensors makes files only the owner can read
         weight_map |= dict.fromkeys(arrays, file)
+    if not writes:
+        return
     # A folder written before with other sharding must not keep its index or files beside the new ones.
     for path in list(directory.iterdir()):
         ours = re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json", path.name)

@@ -178,8 +178,8 @@ class Merger(nnx.Module):
     def __call__(self, x_NxExMxD: jax.Array) -> jax.Array:
         N, E, M, D = x_NxExMxD.shape
         x = x_NxExMxD.reshape(N, E, M * D) if self.norm_all else x_NxExMxD
-        x = self.norm(x).reshape(N, E, M * D)
-        return self.linear_2(ACTIVATIONS["gelu"](self.linear_1(x)))
+        x = constrain(self.norm(x).reshape(N, E, M * D), "spread")
+        return self.linear_2(ACTIVATIONS["gelu"](constrain(self.linear_1(x), "spread")))
 
 
 class Projector(nnx.Module):

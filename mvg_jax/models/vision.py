@@ -107,4 +107,5 @@ class Projector(nnx.Module):
         self.linear_2 = nnx.Linear(config.text.hidden_size, config.text.hidden_size, rngs=rngs)
 
     def __call__(self, x_NxExW: jax.Array) -> jax.Array:
-        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(self.layer_norm(x_NxExW))))
+        hidden = self.linear_1(self.layer_norm(constrain(x_NxExW, "spread")))
+        return self.linear_2(ACTIVATIONS[self.activation](constrain(hidden, "spread")))

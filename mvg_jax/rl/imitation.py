@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -38,10 +39,14 @@ class SFTStage:
         right_only = number <= self.right_first
         tools_on = right_only or bool(rng.random() >= self.tools_off)
         mixture = {"right": 1.0} if right_only else self.mixture if tools_on else {"direct": 1.0}
+        if jax.process_count() > 1:  # what all processes decide alike is decided; demonstrations are each one's own
+            rng = np.random.Generator(
+                np.random.Philox(np.random.SeedSequence((self.seed, number, jax.process_index())))
+            )
         script = [self.demonstrate(task, rng, mixture) for task in tasks for _ in range(shapes.group)]
         policy = ScriptedPolicy(self.world.protocol, script, shapes.turn_tokens)
         trajectories, _ = rollout(self.world, policy, self.world.prepare(tasks, tools_on), phases)
-        nothing = np.zeros(shapes.rows, np.float32)
+        nothing = np.zeros(len(script), np.float32)
         batch = make_batch(trajectories, nothing, nothing + 1.0, self.shapes)
         state, metrics = self.learner.update(state, batch)
         return state, {name: metrics[name] for name in ("loss", "gradient_norm", "entropy", "tokens", "token_accuracy")}

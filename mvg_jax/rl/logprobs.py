@@ -13,6 +13,7 @@ from flax import nnx
 
 from mvg_jax.mesh import by_shard, constrain
 from mvg_jax.models.vlm import VisionLanguageModel
+from mvg_jax.rollout.engine import last_of
 from mvg_jax.rollout.sampling import policy_logits
 
 
@@ -72,7 +73,8 @@ def _states_before(model: VisionLanguageModel, micro) -> jax.Array:
     hidden, prefix = model.prefill(
         micro.prompts, micro.prompt_length, prompt_features.reshape(p, N0, *features.shape[1:])
     )
-    first_bxD = jnp.repeat(hidden[jnp.arange(p), micro.prompt_length - 1], group, axis=0, total_repeat_length=p * group)
+    fork = lambda x_pxD: jnp.repeat(x_pxD, group, axis=0, total_repeat_length=len(x_pxD) * group)
+    first_bxD = by_shard(lambda *prompts: fork(last_of(*prompts)))(hidden, micro.prompt_length)
     x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     return jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)

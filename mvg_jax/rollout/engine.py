@@ -175,15 +175,20 @@ def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
     return by_shard(put_back)(views_NxSxSx3, index_n, constrain(features_nxExW, "batch"))
 
 
+def last_of(x_PxLxD: jax.Array, length_P: jax.Array) -> jax.Array:
+    """Each prompt's entry at its last token, [P, D]."""
+    return x_PxLxD[jnp.arange(len(length_P)), length_P - 1]
+
+
 def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExW) -> State:
     """Runs every prompt once. Forking it into G rows copies nothing: row b reads prefix b // G."""
     model = nnx.merge(graph, params)
     P = len(length_P)
     hidden_PxLxD, prefix = model.prefill(tokens_PxL, length_P, features_PxNxExW)
-    logits_PxV = model.logits(hidden_PxLxD[jnp.arange(P), length_P - 1])
+    logits_PxV = model.logits(by_shard(last_of)(hidden_PxLxD, length_P))
     _, next_P = model.positions(tokens_PxL, length_P, jnp.zeros_like(length_P))
     suffix = Suffix.empty(model.config.text, P * group, suffix_length, prefix.keys[0].dtype)
-    fork = lambda x_P: jnp.repeat(x_P, group, axis=0)
+    fork = by_shard(lambda x_P: jnp.repeat(x_P, group, axis=0))
     return _laid_out(State(prefix, suffix, fork(next_P), fork(logits_PxV), jnp.zeros(P * group, jnp.int32)))
 
 
@@ -193,6 +198,13 @@ def _decode(
     """Samples one turn for the active rows, until each has drawn `end_of_turn` or T tokens."""
     model = nnx.merge(graph, params)
     B, T = len(active_B), turn_tokens
+
+    def draw_rows(logits_BxV, position_B):
+        # Logits come split over the vocabulary and rows are drawn whole, some on each device; without the first line the compiler
+        # would rather gather the head's weights for every token.
+        logits_BxV = constrain(constrain(logits_BxV, "batch", "vocab"), "spread")
+        drawn = draw(logits_BxV, name_Bx4, constrain(position_B, "batch"), temperature_B, banned_V)
+        return tuple(constrain(x, "batch") for x in drawn)
 
     def record(drawn: Drawn, t, going_B, token_B, logprob_B) -> Drawn:
         write = lambda array_BxT, value_B: jax.lax.dynamic_update_index_in_dim(
@@ -220,21 +232,22 @@ def _decode(
             cache=suffix,
             count_B=going_B.astype(jnp.int32),
         )
-        logits_BxV = constrain(model.logits(hidden[:, 0]), "spread")
-        token_B, logprob_B = draw(logits_BxV, name_Bx4, suffix.length, temperature_B, banned_V)
+        token_B, logprob_B = draw_rows(model.logits(hidden[:, 0]), suffix.length)
         drawn = record(drawn, t, going_B, token_B, logprob_B)
         return t + 1, going_B & ~drawn.ended, token_B, suffix, drawn
 
     # The first token comes from the logits at hand; the loop feeds a token only when a row wants another.
     # The noise is named by the token's index in the row's suffix, which is what the cache holds when it is drawn.
-    token_B, logprob_B = draw(state.logits, name_Bx4, state.suffix.length, temperature_B, banned_V)
+    token_B, logprob_B = draw_rows(state.logits, state.suffix.length)
     empty = Drawn(
         jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.float32), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
     )
     drawn = record(empty, 0, active_B, token_B, logprob_B)
     carry = (jnp.int32(1), active_B & ~drawn.ended, token_B, state.suffix, drawn)
     _, _, token_B, suffix, drawn = jax.lax.while_loop(going_on, step, carry)
-    last_B = drawn.tokens[jnp.arange(B), jnp.maximum(drawn.count - 1, 0)]
+    last_B = by_shard(lambda tokens, count: tokens[jnp.arange(len(count)), jnp.maximum(count - 1, 0)])(
+        drawn.tokens, drawn.count
+    )
     position_B = state.position_B + suffix.length - state.suffix.length
     pending_B = jnp.where(active_B, last_B, state.pending_B)
     drawn = jax.tree.map(lambda x: constrain(x, "batch"), drawn)

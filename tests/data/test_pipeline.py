@@ -23,6 +23,21 @@ def batches(size: int = 10, *, batch: int = 3, shuffle: bool = True, seed: int =
     return TaskBatches(Numbers(size), batch=batch, shuffle=shuffle, seed=seed, threads=2, prefetch=2)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processes_share_each_batch(shuffle):
+    """Task p of process i is the batch's p*processes + i-th; their state is one and the same."""
+    whole, *shares = (
+        TaskBatches(
+            Numbers(10), batch=4, shuffle=shuffle, seed=3, threads=1, prefetch=1, process=process, processes=processes
+        )
+        for process, processes in ((0, 1), (0, 2), (1, 2))
+    )
+    for _ in range(7):
+        batch = next(whole)
+        assert [next(share) for share in shares] == [batch[0::2], batch[1::2]]
+        assert shares[0].get_state() == shares[1].get_state()
+
+
 def take(stream: TaskBatches, count: int) -> list[tuple[int, ...]]:
     return [next(stream) for _ in range(count)]
 

@@ -1,0 +1,138 @@
+"""Two processes of two devices each, joined over loopback, do what one process on one device does.
+
+They run this file as a program: `python -m tests.test_two_processes PORT PROCESS FOLDER`.
+"""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mvg_jax.checkpoint import Checkpoints
+from mvg_jax.mesh import agree, make_mesh, to_whole
+from mvg_jax.rl.grpo import GRPOStage
+from mvg_jax.rl.learner import LearnerShapes
+from tests import tiny_world
+from tests.tiny_world import ANSWER, LETTERS, ONE, TWO
+
+ROOT = pathlib.Path(__file__).parents[1]
+TASKS = [tiny_world.task(i) for i in range(4)]
+SCRIPT = [
+    [TWO],
+    [ONE],
+    [ANSWER],
+    [ANSWER],
+    [ONE],
+    [TWO],
+    [ANSWER],
+    [ANSWER],
+]  # process 1 is through after its first turn
+METRICS = (
+    "loss",
+    "gradient_norm",
+    "entropy",
+    "reward",
+    "tokens",
+    "tokens_sampled",
+    "logprob_gap",
+    "groups_without_signal",
+)
+
+
+def stage() -> GRPOStage:
+    learner = tiny_world.learner(LETTERS, optax.sgd(0.5, momentum=0.9))
+    shapes = LearnerShapes(microbatches=1, suffix_lengths=(120,), view_batches=(8,))
+    return GRPOStage(tiny_world.world(4), tiny_world.engine(4, LETTERS), learner, shapes, {"error": -1.0}, 0.8, 0, None)
+
+
+def work(process: int, processes: int, folder: pathlib.Path) -> None:
+    """A scripted rollout, then two steps of GRPO on this process's share; results go to the folder."""
+    own = [task for i, task in enumerate(TASKS) if i % processes == process]
+    script = [turns for i, turns in enumerate(SCRIPT) if i // 2 % processes == process]
+    ledger, _, _ = tiny_world.play(own, script=script)
+    rows = {"tokens": ledger.tokens_BxL, "logprobs": ledger.logprob_BxL, "views": ledger.views_BxNxSxSx3}
+    np.savez(folder / f"rows_{process}.npz", **rows, turns=ledger.turn_BxL.max(axis=1))
+    state = (stage_ := stage()).start(tiny_world.own_params())
+    history = []
+    for number in (1, 2):
+        state, metrics = stage_.step(state, number, own)
+        history.append([float(metrics[name]) for name in METRICS])
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(2, state, {"step": 2})
+    checkpoints.close()
+    weights = {".".join(map(str, path)): to_whole(leaf[...]) for path, leaf in nnx.to_flat_state(state.params)}
+    np.savez(folder / f"end_{process}.npz", **weights, history=np.array(history))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
+    """What one process left, and what two left."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.test_two_processes", str(port)]
+    with (two / "log").open("w") as log:
+        pair = [
+            subprocess.Popen([*command, str(i), two], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            for i in (0, 1)
+        ]
+        try:
+            work(0, 1, one)
+            codes = [process.wait(timeout=300) for process in pair]
+        finally:
+            for process in pair:
+                process.kill()
+    assert codes == [0, 0], (two / "log").read_text()[-3000:]
+    return one, two
+
+
+def test_rows_are_those_of_one_process_wherever_they_are_played(folders):
+    one, two = folders
+    whole = np.load(one / "rows_0.npz")
+    parts = [np.load(two / f"rows_{i}.npz") for i in (0, 1)]
+    assert parts[1]["turns"].max() < parts[0]["turns"].min(), "one process must be through before the other"
+    for i, part in enumerate(parts):
+        own = np.arange(8) // 2 % 2 == i
+        np.testing.assert_array_equal(part["tokens"], whole["tokens"][own])
+        np.testing.assert_array_equal(part["views"], whole["views"][own])
+        np.testing.assert_allclose(part["logprobs"], whole["logprobs"][own], atol=1e-5)
+
+
+def test_two_steps_come_to_the_same_metrics_and_weights(folders):
+    one, two = folders
+    expected, *ends = (dict(np.load(path)) for path in (one / "end_0.npz", two / "end_0.npz", two / "end_1.npz"))
+    start = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(tiny_world.model()[1])}
+    assert max(np.abs(expected[name] - start[name]).max() for name in start) > 1e-2
+    for end in ends:
+        for name, value in expected.items():
+            np.testing.assert_allclose(end[name], value, atol=1e-5, err_msg=name)
+    for name in start:
+        np.testing.assert_array_equal(ends[0][name], ends[1][name])
+
+
+def test_their_checkpoint_is_read_by_one_process(folders):
+    _, two = folders
+    checkpoints = Checkpoints(two / "checkpoints", keep=None)
+    state, meta = checkpoints.restore(None, stage().start(tiny_world.own_params()))
+    checkpoints.close()
+    assert (meta, int(state.step)) == ({"step": 2}, 2)
+    end = np.load(two / "end_0.npz")
+    for path, leaf in nnx.to_flat_state(state.params):
+        np.testing.assert_array_equal(leaf[...], end[".".join(map(str, path))])
+
+
+if __name__ == "__main__":
+    port, process, folder = sys.argv[1:]
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+    jax.set_mesh(make_mesh({"data": 2, "fsdp": 1, "tensor": 2}))
+    assert agree(int(process), -int(process)) == (1, 0)
+    work(int(process), 2, pathlib.Path(folder))
