@@ -116,6 +116,9 @@ class Decoder(nnx.Module):
         self.config = config
         normal = jax.nn.initializers.normal(0.02)
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=normal, rngs=rngs)
+        self.embed_tokens.dtype = (
+            None  # that of the weights: nnx keeps the first one, even when they are cast to another
+        )
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
 
