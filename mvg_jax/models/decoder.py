@@ -19,6 +19,7 @@ from mvg_jax.models.config import TextConfig
 from mvg_jax.models.layers import (
     ACTIVATIONS,
     apply_rope,
+    by_queries,
     merge_attention,
     mrope_axes,
     partial_attention,
@@ -98,14 +99,19 @@ class Attention(nnx.Module):
         q = constrain(q, "batch", None, "heads")
         k, v = constrain(k, "batch", None, "kv"), constrain(v, "batch", None, "kv")
         if cache is None:
-            mask_BxTxS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
+            last_BxT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         else:
             k, v = by_shard(_write)(cache[0], k, slot_BxT), by_shard(_write)(cache[1], v, slot_BxT)
-            mask_BxTxS = jnp.arange(k.shape[1])[None, None, :] <= slot_BxT[:, :, None]
-        parts = [partial_attention(q, k, v, mask_BxTxS)]
-        if prefix is not None:
-            parts.append(prefix_attention(q, *prefix))
-        out = merge_attention(parts).astype(x_BxTxD.dtype)
+            last_BxT = slot_BxT
+
+        def attend(q_BxTxHxC, last_BxT):
+            """last_BxT: the last key that each query sees."""
+            parts = [partial_attention(q_BxTxHxC, k, v, jnp.arange(k.shape[1])[None, None, :] <= last_BxT[:, :, None])]
+            if prefix is not None:
+                parts.append(prefix_attention(q_BxTxHxC, *prefix))
+            return merge_attention(parts).astype(x_BxTxD.dtype)
+
+        out = by_queries(attend, q, last_BxT)
         return self.o_proj(out.reshape(B, T, H * C)), k, v
 
 

@@ -1,5 +1,6 @@
 """Blocks every family is built from: activations, rotary positions, and attention over a shared prefix and an own suffix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ ACTIVATIONS = {
 }
 
 MASKED = -1e30
+QUERIES = 128  # whose attention scores exist at a time
 
 
 def normalise(views_NxHxWx3: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -82,6 +84,22 @@ def partial_attention(
         return x_BxKxRxTx1.transpose(0, 3, 1, 2, 4).reshape(B, T, H, 1)
 
     return out.reshape(B, T, H, C), rows_first(total), rows_first(top)
+
+
+def by_queries(attend: Callable, q_BxTxHxC: jax.Array, last_BxT: jax.Array) -> jax.Array:
+    """attend(q, last) for at most QUERIES queries at a time, so that the scores of long rows never exist at once."""
+    B, T, H, C = q_BxTxHxC.shape
+    if T <= QUERIES:
+        return attend(q_BxTxHxC, last_BxT)
+    cut = lambda x_BxTx: jnp.moveaxis(
+        jnp.pad(x_BxTx, [(0, 0), (0, -T % QUERIES)] + [(0, 0)] * (x_BxTx.ndim - 2)).reshape(
+            B, -1, QUERIES, *x_BxTx.shape[2:]
+        ),
+        1,
+        0,
+    )
+    out = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), (cut(q_BxTxHxC), cut(last_BxT)))
+    return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, C)[:, :T]
 
 
 def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:

@@ -260,6 +260,25 @@ def test_bfloat16_halves_the_file_and_rounds_once(folders, tmp_path):
         hf.save(model, tmp_path, dtype=jnp.int8, end_of_turn=7, pad=3)
 
 
+@pytest.mark.parametrize("case", ["internvl_qwen3", "qwen2_5_vl_tied", "qwen3_vl_tied"])
+def test_weights_in_bfloat16_compute_in_bfloat16_up_to_the_logits(folders, case):
+    folder, golden = folders[case]
+    graph, state = nnx.split(hf.load(folder, jnp.bfloat16))
+
+    def forward(state, tokens, views):
+        model = nnx.merge(graph, state)
+        features = model.encode_images(views)
+        length = jnp.full(1, tokens.shape[1])
+        hidden, cache = model.decode(
+            model.embed(tokens, features[None]), model.positions(tokens, length, 0 * length)[0]
+        )
+        return (features, hidden, cache.keys, cache.values), model.logits(hidden)
+
+    inside, logits = jax.eval_shape(forward, state, golden["prompt_1"][None], golden["view_1"][None])
+    assert {leaf.dtype for leaf in jax.tree.leaves(inside)} == {jnp.dtype(jnp.bfloat16)}
+    assert logits.dtype == jnp.float32
+
+
 def test_each_parameter_is_placed_once_as_it_is_read(folder):
     seen = {}
 

@@ -81,7 +81,9 @@ def test_half_precision_stays_near_and_learns_in_full(micro):
     (_, columns), gradient = loss_of(Forward())(params, micro)
     (_, half), half_gradient = loss_of(Forward(compute_dtype="bfloat16"))(params, micro)
     assert half.logprob.dtype == jnp.float32
-    assert 0 < jnp.abs(half.logprob - columns.logprob).max() < 0.1
+    off = jnp.abs(half.logprob - columns.logprob)[micro.mask]
+    assert 0 < off.max() < 0.3
+    assert off.mean() < 0.03
     assert {x.dtype for x in jax.tree.leaves(half_gradient)} == {jnp.dtype("float32")}
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
     a, b = flat(half_gradient), flat(gradient)
