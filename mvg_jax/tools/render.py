@@ -2,7 +2,7 @@
 
 The order is fixed: antialiased resampling of native values, then rescale to physical units (linear, so it commutes with
 resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition. Resampling is separable
-and dense, two matmuls a view whatever the zoom: h*w*S + h*S*S multiply-adds a channel (S: the view's longer side).
+and dense, two matmuls a view whatever the zoom: L*L*S + L*S*S multiply-adds a channel (longer sides of bucket and view).
 
 Two ways to resample, by the model's family:
 

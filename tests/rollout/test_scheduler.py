@@ -8,9 +8,10 @@ import pytest
 from mvg_jax.env.episode import Stop
 from mvg_jax.env.protocol import Turn, render_turn
 from mvg_jax.frames import full_frame
+from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.sampling import row_keys, token_uniform
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
-from mvg_jax.tools import ToolCall, observation_text, render_views
+from mvg_jax.tools import ToolCall, ViewFormat, observation_text, render_views
 from mvg_jax.tools.spec import OK_FLIP, OK_ZOOM
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Trajectories
 from tests import tiny_world
@@ -67,6 +68,19 @@ def test_observations_follow_the_calls_in_tokens_and_pixels():
     whole = jax.tree.map(lambda x: x[None], full_frame(32, 40, (-160.0, 240.0), 0))
     shown = render_views(prompts.sources, np.ones(1, np.int32), whole, tiny_world.VIEW)
     np.testing.assert_array_equal(t.prompt_views_PxNxSxSx3[1], shown)
+
+
+def test_views_need_not_be_square():
+    world = dataclasses.replace(tiny_world.world(2), view=ViewFormat(8, 20, "bicubic"))
+    t, episodes, _ = scripted([[TWO, flip(2), ANSWER]] * 4, world)
+    assert t.prompt_views_PxNxSxSx3.shape == (2, 1, 8, 20, 3)
+    assert t.views_BxNxSxSx3.shape == (4, 3, 8, 20, 3)
+    frames = jax.tree.map(lambda x: x[3, 1:4], episodes.frames)
+    shown = render_views(world.prepare(TASKS, tools_on=True).sources, np.ones(3, np.int32), frames, world.view)
+    np.testing.assert_array_equal(t.views_BxNxSxSx3[3], shown)
+    shapes = LearnerShapes(microbatches=1, suffix_lengths=(120,), view_batches=(12,))
+    batch = make_batch(t, np.zeros(4, np.float32), np.ones(4, np.float32), shapes)
+    np.testing.assert_array_equal(batch.views[0, batch.view_index[0, 3]], shown)
 
 
 def test_a_script_that_is_over_cuts_its_row_off():

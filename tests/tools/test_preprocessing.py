@@ -16,8 +16,11 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from mvg_jax import frames as fr
+from mvg_jax.experiment import folder
+from mvg_jax.models import hf
 from mvg_jax.models.config import ModelConfig, QwenVisionConfig, QwenVLConfig, TextConfig, with_view_size
 from mvg_jax.models.hf_internvl import INTERNVL
+from mvg_jax.models.hf_layout import HFLayoutError, read_resample
 from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL
 from mvg_jax.models.layers import normalise
 from mvg_jax.tools import ViewFormat, render_views, stack_sources
@@ -166,6 +169,16 @@ def test_the_height_comes_first_where_it_loses_most(view, steps):
     pixels = np.asarray(photograph("L"))
     ours = render([pixels], [whole(pixels)], ViewFormat(*view, "bicubic"))[0, ..., 0]
     assert (ours != np.asarray(image)).mean() < 0.01
+
+
+def test_the_folder_says_how_views_are_resampled():
+    asset = folder("asset:tiny_internvl")
+    assert hf.read_config(asset).resample == "linear"
+    assert INTERNVL.write_processor(hf.read_config(asset))["resample"] == Image.Resampling.BILINEAR
+    assert INTERNVL.write_processor(ModelConfig())["resample"] == Image.Resampling.BICUBIC
+    assert read_resample({}) == "bicubic"  # as in all three image processors
+    with pytest.raises(HFLayoutError, match=r"preprocessor_config\.json: resample is 1; supported"):
+        read_resample({"resample": Image.Resampling.LANCZOS.value})
 
 
 def test_wrong_settings_are_refused():
