@@ -18,8 +18,9 @@ from mvg_jax.mesh import axis_size, by_shard, constrain
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.layers import (
     ACTIVATIONS,
+    QUERIES,
     apply_rope,
-    by_queries,
+    by_positions,
     merge_attention,
     mrope_axes,
     partial_attention,
@@ -111,7 +112,7 @@ class Attention(nnx.Module):
                 parts.append(prefix_attention(q_BxTxHxC, *prefix))
             return merge_attention(parts).astype(x_BxTxD.dtype)
 
-        out = by_queries(attend, q, last_BxT)
+        out = by_positions(attend, QUERIES, q, last_BxT)
         return self.o_proj(out.reshape(B, T, H * C)), k, v
 
 

@@ -86,20 +86,20 @@ def partial_attention(
     return out.reshape(B, T, H, C), rows_first(total), rows_first(top)
 
 
-def by_queries(attend: Callable, q_BxTxHxC: jax.Array, last_BxT: jax.Array) -> jax.Array:
-    """attend(q, last) for at most QUERIES queries at a time, so that the scores of long rows never exist at once."""
-    B, T, H, C = q_BxTxHxC.shape
-    if T <= QUERIES:
-        return attend(q_BxTxHxC, last_BxT)
-    cut = lambda x_BxTx: jnp.moveaxis(
-        jnp.pad(x_BxTx, [(0, 0), (0, -T % QUERIES)] + [(0, 0)] * (x_BxTx.ndim - 2)).reshape(
-            B, -1, QUERIES, *x_BxTx.shape[2:]
-        ),
-        1,
-        0,
-    )
-    out = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), (cut(q_BxTxHxC), cut(last_BxT)))
-    return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, C)[:, :T]
+def by_positions(f: Callable, size: int, *rows_BxTx: jax.Array) -> Any:
+    """f(*rows), a pytree of [B, T, ...], for `size` of the T positions at a time (0: all), with the backward pass likewise:
+    what f makes on its way never exists for all of them."""
+    T = rows_BxTx[0].shape[1]
+    if not 0 < size < T:
+        return f(*rows_BxTx)
+
+    def cut(x_BxTx: jax.Array) -> jax.Array:
+        padded = jnp.pad(x_BxTx, [(0, 0), (0, -T % size)] + [(0, 0)] * (x_BxTx.ndim - 2))
+        return jnp.moveaxis(padded.reshape(len(padded), -1, size, *padded.shape[2:]), 1, 0)
+
+    parts = jax.lax.map(lambda part: jax.checkpoint(f)(*part), tuple(map(cut, rows_BxTx)))
+    joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :T]
+    return jax.tree.map(joined, parts)
 
 
 def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.mesh import by_shard, constrain
+from mvg_jax.models.layers import by_positions
 from mvg_jax.models.vlm import VisionLanguageModel
 from mvg_jax.rollout.engine import last_of
 from mvg_jax.rollout.sampling import policy_logits
@@ -46,14 +47,7 @@ def token_logprobs(
         model.set_attributes(remat=True)
     before_bxLxD = _states_before(model, micro)
     score = functools.partial(_score, model, micro.temperature, banned_V)
-    n = forward.logit_positions
-    L = micro.tokens.shape[1]
-    if not 0 < n < L:
-        columns = score(before_bxLxD, micro.tokens)
-    else:
-        parts = [_cut(x, n) for x in (before_bxLxD, micro.tokens)]
-        columns = jax.lax.map(lambda part: jax.checkpoint(score)(*part), tuple(parts))
-        columns = TokenLogprobs(*(x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :L] for x in columns))
+    columns = by_positions(score, forward.logit_positions, before_bxLxD, micro.tokens)
     return TokenLogprobs(*(jnp.where(micro.mask, x, 0.0) for x in columns))
 
 
@@ -92,10 +86,3 @@ def _score(
     still = jax.lax.stop_gradient(logits)
     entropy = -jnp.sum(jnp.exp(still) * still, axis=-1)
     return TokenLogprobs(logprob, entropy, (still.argmax(axis=-1) == tokens_bxT).astype(jnp.float32))
-
-
-def _cut(x_bxLx: jax.Array, size: int) -> jax.Array:
-    """[b, L, ...] -> [ceil(L / size), b, size, ...], zeros at the end."""
-    b, L = x_bxLx.shape[:2]
-    padded = jnp.pad(x_bxLx, [(0, 0), (0, -L % size)] + [(0, 0)] * (x_bxLx.ndim - 2))
-    return padded.reshape(b, -1, size, *x_bxLx.shape[2:]).swapaxes(0, 1)
