@@ -376,7 +376,8 @@ def pretend_devices(count: int) -> None:
     """Makes JAX see `count` CPU devices; to be called before it looks."""
     flag = "--xla_force_host_platform_device_count"
     others = re.sub(rf"{flag}=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    os.environ["XLA_FLAGS"] = f"{others} {flag}={count}".strip()
+    # A CPU would drop what keeps recomputed layers apart from those kept.
+    os.environ["XLA_FLAGS"] = f"{others} {flag}={count} --xla_disable_hlo_passes=cse_barrier_expander".strip()
     jax.config.update("jax_platforms", "cpu")
 
 
