@@ -40,6 +40,7 @@ positions and greedy tokens must be equal, but for tokens whose logits are close
 
 bfloat16: mvg_jax and torch both compute in bfloat16, and torch in float32 as well. mvg_jax may be at most twice as far
 from float32 as torch's own bfloat16 is (greedy tokens are shown, but not judged: rounding decides between close ones).
+On the CPU, XLA rounds less often than the program says; XLA_FLAGS=--xla_allow_excess_precision=false rounds every time.
 
 torch runs on the CPU and is done before mvg_jax starts, so that memory need only hold one copy of the model at a time:
 4 bytes a parameter. mvg_jax runs on JAX's default device (JAX_PLATFORMS=cpu for the CPU).
