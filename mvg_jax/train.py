@@ -135,13 +135,16 @@ def run_stage(
     for step in range(first + 1, steps + 1):
         state, metrics = stage.step(state, step, next(batches))
         log.log(step, metrics)
+        stopping = any(agree(len(stop)))
         if warm is None:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
-        stopping = any(agree(len(stop)))
         if step % config.checkpoint.every == 0 or step == steps or stopping:
             log.flush()
             elapsed = seconds + time.perf_counter() - start
+            before_save = compiles.count
             checkpoints.save(step, state, {"step": step, "seconds": elapsed, "data": batches.get_state()})
+            # Of an array on several devices Orbax lets each write a piece, and compiles the slicing: none of the steps' doing.
+            warm += compiles.count - before_save
         if stopping:
             raise Interrupted(f"saved after step {step} of stage {name}")
     log.close()
