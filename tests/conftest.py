@@ -16,9 +16,17 @@ def _cache_directory() -> str:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
+            _repair(directory)
             return str(directory)
     except OSError:
         return tempfile.mkdtemp(prefix="mvg_jax-test-xla-")
+
+
+def _repair(directory: pathlib.Path) -> None:
+    """Drops entries that a killed process left without their access time: JAX would add nothing to the cache any more."""
+    for entry in directory.glob("*-cache"):
+        if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+            entry.unlink(missing_ok=True)
 
 
 # setdefault: xdist workers inherit the controller's choice, and JAX_PLATFORMS=cuda runs the tests on a GPU.
