@@ -4,12 +4,13 @@
     python -m mvg_jax.plan --config=configs/qwen3_vl_4b.py:lora --device=rtx4090-24g --count=1
 
 Weights, optimiser state and KV cache are counted from their shapes and shardings. What programs need beside them comes from
-compiling each for its largest bucket on as many virtual CPU devices, at two depths, drawn out to the model's: the partitioner
-and the buffer assignment are XLA's own, though another backend fuses otherwise, and a CPU computes bfloat16 in float32, so that
-this part is an upper estimate. Exit status 0: it fits; 2: it does not.
+compiling each for its largest bucket on as many virtual CPU devices, in float32, at two depths, drawn out to the model's: the
+partitioner and the buffer assignment are XLA's own, but another backend fuses otherwise, and bfloat16 activations take half of
+that, so that this part is an upper estimate. Exit status 0: it fits; 2: it does not.
 """
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -31,6 +32,7 @@ from mvg_jax.config import Config
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import folder, learner_shapes, policy_learner, random_shape, rollout_shapes
 from mvg_jax.mesh import make_mesh
+from mvg_jax.metrics import write_atomically
 from mvg_jax.models import hf
 from mvg_jax.models.axes import check_tensor_axis, sampling_shardings, shardings
 from mvg_jax.models.config import VLMConfig, with_view_size
@@ -162,11 +164,14 @@ def held(config: Config, model: VLMConfig) -> Memory:
 
 def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Sequence[str]) -> Memory:
     """`memory` with the needs of the "rollout" and "update" programs named: measured at two depths, drawn out to the model's."""
+    # In float32: a CPU would convert bfloat16 weights and caches whole, which no accelerator does.
+    plain = dataclasses.replace(config.model, dtype="float32", compute_dtype="float32")
+    plain = dataclasses.replace(config, model=plain)
     (text, vision), depth = DEPTHS[model.model_type], (model.text.num_hidden_layers, vision_depth(model))
     points = [(text, vision), (text + 2, vision), (text, vision + 2)]
     lowered = []
     for point in points:
-        parts = make_parts(config, with_depth(model, *(min(a, b) for a, b in zip(point, depth, strict=True))))
+        parts = make_parts(plain, with_depth(model, *(min(a, b) for a, b in zip(point, depth, strict=True))))
         programs = {
             "rollout": lambda p=parts: p.engine.lower(p.sampling, model.view_size, MAX_VIEWS),
             "update": lambda p=parts: p.learner.lower(
@@ -185,7 +190,9 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
         slope = lambda more, layers: max(more - base, 0) / 2 * max(layers, 0)
         return round(base + slope(by_text, depth[0] - text) + slope(by_vision, depth[1] - vision))
 
-    return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) for name in which})
+    cast = config.model.compute_dtype != config.model.dtype
+    beside = {"rollout": 0, "update": memory.weights // 2 if cast else 0}
+    return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) + beside[name] for name in which})
 
 
 # Decoder and vision layers of the smallest model that is compiled: as many as have something particular to them.
@@ -347,6 +354,7 @@ def report(config: Config, model: VLMConfig, memory: Memory, device: str, count:
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
 _DEVICE = flags.DEFINE_enum("device", "h100-80g", sorted(DEVICES), "The kind of device.")
 _COUNT = flags.DEFINE_integer("count", 1, "How many of them.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "Write the bytes on each device to this JSON file too.")
 
 
 def main() -> None:
@@ -359,6 +367,9 @@ def main() -> None:
         raise RunError(f"config.mesh asks for {asked} devices, --count is {count}; e.g. --config.mesh.fsdp={count}")
     memory = estimate(config, model)
     print(report(config, model, memory, _DEVICE.value, count))
+    if _JSON.value:
+        figures = dataclasses.asdict(memory) | {"rollout": memory.rollout, "update": memory.update, "usable": usable}
+        write_atomically(_JSON.value, json.dumps(figures, indent=2, sort_keys=True) + "\n")
     if memory.peak <= usable:
         print(f"\nfits: {memory.peak / GIB:.1f} of {usable / GIB:.1f} GiB that can be used")
         return

@@ -25,10 +25,6 @@ from mvg_jax.rl.grpo import sample_index
 from mvg_jax.rollout.scheduler import Phases, SampledPolicy, rollout
 from mvg_jax.tools.spec import MAX_VIEWS
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
-_JSON = flags.DEFINE_string("json", None, "Write the figures to this file too.")
-_BATCHES = flags.DEFINE_integer("batches", 5, "Timed batches; medians are reported.", lower_bound=1)
-
 
 def measured_rates() -> tuple[float, float]:
     """(bytes/s of reading a large array, float32 FLOP/s of a large matmul) of this device, best of five."""
@@ -51,10 +47,8 @@ def measured_rates() -> tuple[float, float]:
     )
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)
-    config = configs.from_dict(_CONFIG.value.to_dict())
-    enter_mesh(config)
+def measure(config: configs.Config, batches: int) -> dict[str, float]:
+    """The figures of `batches` timed rollouts, medians, after one that warms up."""
     experiment, params = build(config)
     world = experiment.world(config.rollout.prompts, config.rollout.group)
     engine, shapes = experiment.engine(world), world.shapes
@@ -64,11 +58,11 @@ def main(_) -> None:
     start = time.perf_counter()
     compile_all(engine.lower(params, experiment.model.view_size, MAX_VIEWS), "compile")
     P, B = shapes.prompts, shapes.rows
-    source = experiment.source("val", 0, P * (_BATCHES.value + 1))
+    source = experiment.source("val", 0, P * (batches + 1))
     temperature_B = np.full(B, config.rollout.temperature, np.float32)
 
     walls, phases_of, rows = [], [], []
-    for batch in range(_BATCHES.value + 1):
+    for batch in range(batches + 1):
         tasks = [source[batch * P + p] for p in range(P)]
         phases = Phases(block=True)
         policy = SampledPolicy(
@@ -108,7 +102,7 @@ def main(_) -> None:
         computed.append(P * shapes.prompt_length + B * (sum(longest) + sum(widths)))
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    kv = suffix_bytes(experiment.model.text, B, shapes.suffix_length, 4)
+    kv = suffix_bytes(experiment.model.text, B, shapes.suffix_length, jnp.dtype(config.model.compute_dtype).itemsize)
     steps = float(np.median(decode_steps))
     wall = float(np.median(walls))
     figures = {
@@ -128,6 +122,19 @@ def main(_) -> None:
     for name in phases_of[0].seconds:
         figures[f"seconds/{name}"] = float(np.median([phases.seconds[name] for phases in phases_of]))
     figures["floor_share/decode"] = figures["floor/decode"] / figures["seconds/decode"]
+    return figures
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
+_JSON = flags.DEFINE_string("json", None, "Write the figures to this file too.")
+_BATCHES = flags.DEFINE_integer("batches", 5, "Timed batches; medians are reported.", lower_bound=1)
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
+    config = configs.from_dict(_CONFIG.value.to_dict())
+    enter_mesh(config)
+    figures = measure(config, _BATCHES.value)
     for name, value in figures.items():
         print(f"{name:<32}{value:>16,.4g}")
     if _JSON.value:

@@ -224,7 +224,7 @@ def _update(
     frozen = cast(frozen, forward.compute_dtype)  # once, not for every microbatch
     tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
 
-    def micro_loss(learned, micro: Batch):
+    def micro_loss(learned, frozen, micro: Batch):
         logprob, entropy, likeliest = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V, forward)
         loss, sums = terms(micro, logprob)
         gap = jnp.abs(jnp.where(micro.mask, logprob - micro.behaviour, 0.0)).max()
@@ -232,12 +232,14 @@ def _update(
         return loss / tokens, {"gap": gap, "sums": sums}
 
     def accumulate(carry, micro):
-        (loss, aux), gradient = jax.value_and_grad(micro_loss, has_aux=True)(learned, micro)
-        return jax.tree.map(jnp.add, carry, (gradient, loss)), aux
+        weights = learned, frozen
+        if len(batch.mask) > 1:  # or weights would be gathered whole before the loop, and held for all of it
+            weights, micro = jax.lax.optimization_barrier((weights, micro))
+        (loss, aux), gradient = jax.value_and_grad(micro_loss, has_aux=True)(*weights, micro)
+        return jax.tree.map(jnp.add, carry, (constrain_parameters(gradient), loss)), aux
 
     zero = (jax.tree.map(jnp.zeros_like, learned), jnp.float32(0))
     (gradient, loss), aux = jax.lax.scan(accumulate, zero, batch)
-    gradient = constrain_parameters(gradient)
     updates, opt_state = optimizer.update(gradient, opt_state, learned)
     new = {"learned": optax.apply_updates(learned, updates), "opt_state": opt_state, "step": step + 1}
     new = constrain_parameters(new)
