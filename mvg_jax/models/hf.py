@@ -67,8 +67,10 @@ def load(
             kind = tensors[old].get_slice(old).get_dtype()
             if kind not in DTYPES:
                 raise HFLayoutError(f"{directory}: {name} is of type {kind}; supported: {sorted(DTYPES)}")
-            array = layout.to_ours(tensors[old].get_tensor(old))
-            flat[path] = flat[path].replace(place(path, np.ascontiguousarray(array, dtype=dtype)))
+            # The tensor as stored is gone before it is placed, and ours before the next is read.
+            array = np.ascontiguousarray(layout.to_ours(tensors[old].get_tensor(old)), dtype=dtype)
+            flat[path] = flat[path].replace(place(path, array))
+            del array
     return nnx.merge(graph, nnx.from_flat_state(list(flat.items())))
 
 
