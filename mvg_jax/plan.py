@@ -4,9 +4,9 @@
     python -m mvg_jax.plan --config=configs/qwen3_vl_4b.py:lora --device=rtx4090-24g --count=1
 
 Weights, optimiser state and KV cache are counted from their shapes and shardings. What programs need beside them comes from
-compiling each for its largest bucket on as many virtual CPU devices, in float32, at two depths, drawn out to the model's: the
-partitioner and the buffer assignment are XLA's own, but another backend fuses otherwise, and bfloat16 activations take half of
-that, so that this part is an upper estimate. Exit status 0: it fits; 2: it does not.
+compiling each for its largest bucket on as many virtual CPU devices, in float32, at two depths, drawn out to the model's (and
+halved for bfloat16): the partitioner and the buffer assignment are XLA's own, but another backend fuses and schedules otherwise, so
+that this part is an estimate. Exit status 0: it fits; 2: it does not. A minute or more a setting that is tried.
 """
 
 import dataclasses
@@ -190,9 +190,12 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
         slope = lambda more, layers: max(more - base, 0) / 2 * max(layers, 0)
         return round(base + slope(by_text, depth[0] - text) + slope(by_vision, depth[1] - vision))
 
-    cast = config.model.compute_dtype != config.model.dtype
-    beside = {"rollout": 0, "update": memory.weights // 2 if cast else 0}
-    return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) + beside[name] for name in which})
+    if config.model.compute_dtype == "float32":
+        return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) for name in which})
+    # Half for bfloat16, but for the sums of the gradient, and with the weights cast for the pass.
+    learned = _bytes(make_parts(plain, model).state.learned)
+    beside = {"rollout": 0, "update": learned + (memory.weights // 2 if config.model.dtype == "float32" else 0)}
+    return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) // 2 + beside[name] for name in which})
 
 
 # Decoder and vision layers of the smallest model that is compiled: as many as have something particular to them.
