@@ -25,7 +25,7 @@ from mvg_jax.env.protocol import (
     question_text,
     render_turn,
 )
-from mvg_jax.models.config import ModelConfig, QwenVLConfig
+from mvg_jax.models.config import VLMConfig
 from mvg_jax.models.tokenizer import (
     ImageTokens,
     Tokenizer,
@@ -51,7 +51,7 @@ class ChatTemplateError(ValueError):
 def load_protocol(
     directory: str | pathlib.Path,
     tokenizer: Tokenizer,
-    config: ModelConfig | QwenVLConfig,
+    config: VLMConfig,
     registry: Registry,
     style: str,
 ) -> Protocol:

@@ -13,8 +13,9 @@ import mvg_jax
 from mvg_jax import tools
 from mvg_jax.data.phantom import questions
 from mvg_jax.data.task import NativeImage, Task
-from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Protocol, Turn, render_turn
-from mvg_jax.experiment import make_vocabulary
+from mvg_jax.env.chat import load_protocol
+from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Turn, render_turn
+from mvg_jax.models import hf
 from mvg_jax.models.tokenizer import load_chat_template, load_tokenizer
 
 TINY = pathlib.Path(mvg_jax.__file__).parent / "assets" / "tiny_internvl"
@@ -48,7 +49,7 @@ def auto():
 
 @pytest.fixture(scope="module")
 def protocol(tiny):
-    return Protocol(make_vocabulary(tiny), tools.default_registry(None), "compact", 16)
+    return load_protocol(TINY, tiny, hf.read_config(TINY), tools.default_registry(None), "compact")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from mvg_jax.experiment import folder
 from mvg_jax.models import hf
 from mvg_jax.models.config import ModelConfig, QwenVisionConfig, QwenVLConfig, TextConfig, with_view_size
 from mvg_jax.models.hf_internvl import INTERNVL
-from mvg_jax.models.hf_layout import HFLayoutError, read_resample
+from mvg_jax.models.hf_layout import Fields, HFLayoutError, read_image_settings
 from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL
 from mvg_jax.models.layers import normalise
 from mvg_jax.tools import ViewFormat, render_views, stack_sources
@@ -176,9 +176,11 @@ def test_the_folder_says_how_views_are_resampled():
     assert hf.read_config(asset).resample == "linear"
     assert INTERNVL.write_processor(hf.read_config(asset))["resample"] == Image.Resampling.BILINEAR
     assert INTERNVL.write_processor(ModelConfig())["resample"] == Image.Resampling.BICUBIC
-    assert read_resample({}) == "bicubic"  # as in all three image processors
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    read = lambda **more: read_image_settings(Fields("", settings | more, {}, "preprocessor_config.json"))["resample"]
+    assert read() == "bicubic"  # as in all three image processors
     with pytest.raises(HFLayoutError, match=r"preprocessor_config\.json: resample is 1; supported"):
-        read_resample({"resample": Image.Resampling.LANCZOS.value})
+        read(resample=Image.Resampling.LANCZOS.value)
 
 
 def test_wrong_settings_are_refused():
