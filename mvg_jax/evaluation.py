@@ -9,9 +9,8 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Stop
-from mvg_jax.env.protocol import Turn
 from mvg_jax.env.rewards import compute_rewards, tool_statistics
 from mvg_jax.experiment import Experiment
 from mvg_jax.mesh import gather

@@ -33,9 +33,9 @@ from transformers import PreTrainedTokenizerFast
 from mvg_jax import tools
 from mvg_jax.data.phantom import questions
 from mvg_jax.data.phantom.expert import BONE, SEEN_NOW, THINKS, ZOOM, ZOOM_TWO
-from mvg_jax.data.task import NativeImage, Task
+from mvg_jax.data.task import NativeImage, Task, Turn
 from mvg_jax.env import protocol
-from mvg_jax.env.protocol import Protocol, Turn, Vocabulary, render_turn
+from mvg_jax.env.protocol import Protocol, Vocabulary, render_turn
 from mvg_jax.tools import ToolCall, geometry, intensity, spec
 
 OUT = flags.DEFINE_string("out", None, "Folder for tokenizer.json and tokenizer_config.json.", required=True)

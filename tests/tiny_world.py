@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mvg_jax.data.task import Box, NativeImage, Task
+from mvg_jax.data.task import Box, NativeImage, Task, Turn
 from mvg_jax.env.chat import make_vocabulary
 from mvg_jax.env.episode import Episodes, Limits
-from mvg_jax.env.protocol import Protocol, Turn
+from mvg_jax.env.protocol import Protocol
 from mvg_jax.experiment import folder
 from mvg_jax.models.axes import place
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig

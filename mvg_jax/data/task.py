@@ -1,4 +1,4 @@
-"""A task: native images, a question about them, and everything needed to judge the answer and the way to it."""
+"""A task: native images, a question, and everything needed to judge the answer and the way to it; and a turn of the answer."""
 
 import dataclasses
 
@@ -56,6 +56,14 @@ class Task:
     def chance(self) -> float:
         """Accuracy of guessing among the options (0 for an open question)."""
         return 1.0 / len(self.options) if self.options else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What the model said in one turn. action: a ToolCall, or a str, which is the final answer."""
+
+    think: str
+    action: ToolCall | str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

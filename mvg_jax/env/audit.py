@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Limits, reset, step, task_sources
-from mvg_jax.env.protocol import Protocol, Turn, question_text, render_turn
+from mvg_jax.env.protocol import Protocol, question_text, render_turn
 from mvg_jax.env.rewards import compute_rewards, tool_statistics
 from mvg_jax.tools.render import ViewFormat
 from mvg_jax.tools.spec import ToolCall, apply_tools

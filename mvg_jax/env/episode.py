@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from mvg_jax.data.task import Task
-from mvg_jax.env.protocol import Malformed, Protocol, Turn, error_text, parse_turn
+from mvg_jax.data.task import Task, Turn
+from mvg_jax.env.protocol import Malformed, Protocol, error_text, parse_turn
 from mvg_jax.frames import Frame, full_frame
 from mvg_jax.tools.render import Sources, stack_sources
 from mvg_jax.tools.spec import ImageInfo, Registry, ToolArgs, ToolCall, ToolError, ToolResult, observation_text

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.tools.spec import MAX_VIEWS, TEXTS, Registry, ToolCall, observation_text
 
 MAX_TURN_CHARS = 4096
@@ -42,14 +42,6 @@ _RESERVED = re.compile("|".join(re.escape(tag) for tag in TURN_TAGS + ENGINE_TAG
 _ENGINE = re.compile("|".join(re.escape(tag) for tag in ENGINE_TAGS + _QWEN_TAGS))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BLANK = " \t\r\n"
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What the model said in one turn. action: a ToolCall, or a str, which is the final answer."""
-
-    think: str
-    action: ToolCall | str
 
 
 @dataclasses.dataclass(frozen=True)

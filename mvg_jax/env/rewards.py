@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Stop, TurnRecord
-from mvg_jax.env.protocol import Turn
 from mvg_jax.frames import BOX_UNITS, Frame, bounds
 from mvg_jax.scoring.strict import score
 

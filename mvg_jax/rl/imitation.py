@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mvg_jax.data.task import Task
-from mvg_jax.env.protocol import Turn
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
 

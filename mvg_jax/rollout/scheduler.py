@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
-from mvg_jax.env.protocol import Protocol, Turn, parse_turn
+from mvg_jax.env.protocol import Protocol, parse_turn
 from mvg_jax.frames import Frame
 from mvg_jax.mesh import agree, by_shard, local_shards, put_rows, shard_count, to_host
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket

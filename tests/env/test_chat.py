@@ -20,8 +20,9 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
+from mvg_jax.data.task import Turn
 from mvg_jax.env.chat import ChatTemplateError, load_protocol, response_message
-from mvg_jax.env.protocol import CHATML, INSTRUCTIONS, Protocol, Turn, question_text, render_turn
+from mvg_jax.env.protocol import CHATML, INSTRUCTIONS, Protocol, question_text, render_turn
 from mvg_jax.experiment import folder
 from mvg_jax.models import hf
 from mvg_jax.models.config import ModelConfig, QwenVisionConfig, QwenVLConfig, TextConfig, VisionConfig

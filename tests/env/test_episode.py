@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import Limits, Stop, finish_step, plan_step, reset, step
-from mvg_jax.env.protocol import FORMAT_TEXT, Turn, parse_turn, render_turn
+from mvg_jax.env.protocol import FORMAT_TEXT, parse_turn, render_turn
 from mvg_jax.frames import Frame
 from mvg_jax.tools.spec import ToolCall, apply_tools
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import Limits
 from mvg_jax.env.gym import MedicalVQAEnv
-from mvg_jax.env.protocol import Protocol, Turn, render_turn
+from mvg_jax.env.protocol import Protocol, render_turn
 from mvg_jax.tools.spec import ToolCall
 
 WEIGHTS = {"accuracy": 1.0, "format": 0.1, "needless_call": -0.1}

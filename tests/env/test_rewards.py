@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from mvg_jax.data.task import Box
+from mvg_jax.data.task import Box, Turn
 from mvg_jax.env.episode import Limits, Stop, reset, step
-from mvg_jax.env.protocol import Turn, render_turn
+from mvg_jax.env.protocol import render_turn
 from mvg_jax.env.rewards import TERMS, check_weights, compute_rewards, row_facts, tool_statistics
 from mvg_jax.tools.spec import ToolCall
 

@@ -12,9 +12,9 @@ import tokenizers
 import mvg_jax
 from mvg_jax import tools
 from mvg_jax.data.phantom import questions
-from mvg_jax.data.task import NativeImage, Task
+from mvg_jax.data.task import NativeImage, Task, Turn
 from mvg_jax.env.chat import load_protocol
-from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, Turn, render_turn
+from mvg_jax.env.protocol import ENGINE_TAGS, TURN_TAGS, render_turn
 from mvg_jax.models import hf
 from mvg_jax.models.tokenizer import load_chat_template, load_tokenizer
 

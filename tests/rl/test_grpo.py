@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from mvg_jax.env.protocol import Turn
+from mvg_jax.data.task import Turn
 from mvg_jax.env.rewards import compute_rewards
 from mvg_jax.rl.grpo import GRPOStage, rollout_metrics, sample_index
 from mvg_jax.rl.learner import LearnerShapes

@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import Stop
-from mvg_jax.env.protocol import Turn, render_turn
+from mvg_jax.env.protocol import render_turn
 from mvg_jax.frames import full_frame
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.sampling import row_keys, token_uniform

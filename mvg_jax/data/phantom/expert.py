@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mvg_jax.data.phantom.cases import GRID_UNITS, bone_window_call, zoom_box, zoom_call
-from mvg_jax.data.task import Task
-from mvg_jax.env.protocol import Turn
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.tools.spec import ToolCall
 
 DECISIONS = ("direct", "right", "wrong_tool", "off_target", "needless")
