@@ -23,7 +23,7 @@ from mvg_jax.mesh import make_mesh, shard_count
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
 from mvg_jax.models.axes import check_tensor_axis, place, place_array
-from mvg_jax.models.lora import add_lora, merge_lora, without_lora
+from mvg_jax.models.lora import add_lora, merge_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.imitation import SFTStage
@@ -37,7 +37,18 @@ from mvg_jax.rollout.scheduler import World
 from mvg_jax.tools import ViewFormat, default_registry
 from mvg_jax.tools.spec import MAX_VIEWS
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+# What a folder holds beside the model, and other tools want to read.
+TOKENIZER_FILES = (
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    *("chat_template.jinja", "chat_template.json", "video_preprocessor_config.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,8 +155,9 @@ class Experiment:
         world = self.world(r.prompts, r.group)
         learner = policy_learner(self.config, self.graph, self.banned_V)
         reference = None
-        if c.kl > 0:  # with adapters the base stays as it is; without, an update would consume what the reference needs
-            reference = without_lora(params) if self.config.model.lora.rank else jax.tree.map(jnp.copy, params)
+        if c.kl > 0:  # an update uses up the weights that it changes; the others are shared
+            learned, frozen = nnx.split_state(params, learner.filter, ...)
+            reference = nnx.merge_state(jax.tree.map(jnp.copy, learned), frozen)
         return GRPOStage(
             world,
             self.engine(world),
@@ -192,6 +204,11 @@ def policy_learner(config: Config, graph: nnx.GraphDef, banned_V: np.ndarray) ->
 
 def make_learner(config: Config, c: SFT | GRPO, graph: nnx.GraphDef, banned_V: np.ndarray, **loss) -> Learner:
     """The learner of a stage's settings `c`; loss: see `Learner`."""
+    if config.model.dtype == "bfloat16" and not config.model.lora.rank:
+        raise RunError(
+            "config.model.dtype bfloat16 rounds most updates of a weight away: train with float32 (and compute_dtype bfloat16), "
+            "or adapters with config.model.lora.rank"
+        )
     forward = Forward(config.model.compute_dtype, c.learner.remat, c.learner.logit_positions)
     return Learner(
         graph,

@@ -150,7 +150,7 @@ def held(config: Config, model: VLMConfig) -> Memory:
         for copy, own in zip(jax.tree.leaves(parts.sampling), weights, strict=True)
         if copy.dtype != own.dtype or not copy.sharding.is_equivalent_to(own.sharding, own.ndim)
     ]
-    reference = _bytes(parts.state.learned if config.model.lora.rank else parts.state.params) if config.grpo.kl else 0
+    reference = _bytes(parts.state.learned) if config.grpo.kl else 0
     return Memory(
         weights=_bytes(parts.state.params),
         optimiser=_bytes(parts.state.opt_state),
@@ -167,7 +167,12 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
     # In float32: a CPU would convert bfloat16 weights and caches whole, which no accelerator does.
     plain = dataclasses.replace(config.model, dtype="float32", compute_dtype="float32")
     plain = dataclasses.replace(config, model=plain)
-    (text, vision), depth = DEPTHS[model.model_type], (model.text.num_hidden_layers, vision_depth(model))
+    least = len(getattr(model.vision, "deepstack_visual_indexes", ()))
+    text, vision = (
+        max(2, least),
+        max(2, least),
+    )  # of the smallest model that is compiled: all that is particular to a layer
+    depth = model.text.num_hidden_layers, vision_depth(model)
     points = [(text, vision), (text + 2, vision), (text, vision + 2)]
     lowered = []
     for point in points:
@@ -198,10 +203,6 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
     return dataclasses.replace(memory, **{f"{name}_program": drawn_out(name) // 2 + beside[name] for name in which})
 
 
-# Decoder and vision layers of the smallest model that is compiled: as many as have something particular to them.
-DEPTHS = {"internvl": (2, 2), "qwen2_5_vl": (2, 2), "qwen3_vl": (3, 3)}
-
-
 def vision_depth(model: VLMConfig) -> int:
     return model.vision.num_hidden_layers if model.model_type == "internvl" else model.vision.depth
 
@@ -212,7 +213,10 @@ def with_depth(model: VLMConfig, text: int, vision: int) -> VLMConfig:
         tower = dataclasses.replace(model.vision, num_hidden_layers=vision)
     else:
         deep = tuple(range(len(model.vision.deepstack_visual_indexes)))
-        tower = dataclasses.replace(model.vision, depth=vision, deepstack_visual_indexes=deep)
+        full = model.vision.fullatt_block_indexes and (0,)
+        tower = dataclasses.replace(
+            model.vision, depth=vision, deepstack_visual_indexes=deep, fullatt_block_indexes=full
+        )
     return dataclasses.replace(model, vision=tower, text=dataclasses.replace(model.text, num_hidden_layers=text))
 
 

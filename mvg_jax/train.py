@@ -116,7 +116,9 @@ def run_stage(
     # ---- resume --------------------------------------------------------------------------------------------------
     first, seconds = 0, 0.0
     if checkpoints.latest() is not None:
-        state, meta = checkpoints.restore(None, state)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        del state  # or the memory would have to hold it twice
+        state, meta = checkpoints.restore(None, like)
         first, seconds = meta["step"], meta["seconds"]
         batches.set_state(meta["data"])
         program.say(f"{name}: going on after step {first} of {steps}")
@@ -249,14 +251,15 @@ def only_first(work: Callable[[], None]) -> None:
 
 
 def claim(config: Config, workdir: pathlib.Path, resume: bool) -> None:
-    """Makes the workdir this config's, or refuses."""
+    """Makes the workdir this config's, or refuses. A run may go on on another mesh."""
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         held = path.read_text() if path.exists() else None
     except OSError as error:
         raise RunError(f"cannot use workdir {workdir}: {error.strerror}") from error
-    if held is not None and held != configs.to_json(config):
+    anywhere = lambda values: {key: value for key, value in values.items() if key not in ("mesh", "compile_cache")}
+    if held is not None and anywhere(json.loads(held)) != anywhere(json.loads(configs.to_json(config))):
         raise RunError(f"{workdir} holds a run of another config (see {path}); choose another --workdir")
     if held is not None and not resume:
         raise RunError(f"{workdir} holds this run already; go on with --resume, or choose another --workdir")

@@ -20,6 +20,4 @@ for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
 UNPACK
 fi
 export PYTHONPATH="$PWD:$PWD/scripts:$packages${PYTHONPATH:+:$PYTHONPATH}"
-exec_status=0
-"$python" scripts/accelerator_check.py || exec_status=$?
-exit "$exec_status"
+"$python" scripts/accelerator_check.py

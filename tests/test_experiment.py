@@ -1,13 +1,19 @@
 """What a config cannot ask for is said before anything starts."""
 
 import dataclasses
+import importlib
 
+import jax
 import pytest
+from flax import nnx
 
 from configs import tiny
 from mvg_jax import config as configs
 from mvg_jax.errors import RunError
-from mvg_jax.experiment import Experiment, build
+from mvg_jax.experiment import Experiment, build, learner_shapes, policy_learner, random_shape, rollout_shapes
+from mvg_jax.mesh import make_mesh
+from mvg_jax.models.axes import check_tensor_axis
+from mvg_jax.models.internvl import InternVL
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +38,45 @@ def test_bucket_tables_of_the_update_must_hold_the_worst_case(experiment, fields
     with pytest.raises(RunError, match=message):
         changed.grpo_stage(None)
     assert experiment.grpo_stage(None).shapes.microbatches == 1
+
+
+REAL = ("internvl3_1b", "internvl3_8b", "qwen2_5_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b")
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("options", [None, "lora", "fsdp=8", "lora,fsdp=4,tp=2", "dp=2,fsdp=2,tp=2"])
+def test_ready_experiments_fit_their_meshes(name, options):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config = configs.from_dict(get_config(options).to_dict())
+    lora = options is not None and "lora" in options
+    assert (config.model.lora.rank > 0) == (config.model.dtype == "bfloat16") == lora
+    shape = random_shape(config.model.shape)
+    check_tensor_axis(config.mesh.tensor, shape.text)
+    with jax.set_mesh(make_mesh(dataclasses.asdict(config.mesh))):
+        shapes = rollout_shapes(config, config.rollout.prompts, config.rollout.group)
+        learner_shapes(config.grpo.learner, shapes, "grpo.learner")
+        rollout_shapes(config, config.eval.prompts, 1)
+    assert shapes.observation_lengths[-1] >= 2 * (shape.tokens_per_image + 2)
+    assert config.env.max_images == 1 + 2 * (config.env.max_turns - 1)
+
+
+@pytest.mark.parametrize("options", ["fsdp", "fsdp=0", "fsdp=x", "lora=1", "zero=3"])
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ValueError, match="there are lora, dp=N, fsdp=N and tp=N"):
+        importlib.import_module("configs.qwen3_vl_4b").get_config(options)
+
+
+def test_settings_that_would_train_nothing_are_refused(experiment):
+    c = experiment.config
+    half = dataclasses.replace(c, model=dataclasses.replace(c.model, dtype="bfloat16"))
+    with pytest.raises(RunError, match=r"config\.model\.dtype bfloat16 rounds"):
+        policy_learner(half, experiment.graph, experiment.banned_V)
+    params = nnx.eval_shape(lambda: nnx.state(InternVL(experiment.model, nnx.Rngs(0))))
+    for names, message in (
+        (("vision_towr",), r"\['vision_towr'\], which no module"),
+        (("vision_tower", "multi_modal_projector", "language_model"), "nothing is left to train"),
+    ):
+        frozen = dataclasses.replace(c.grpo, learner=dataclasses.replace(c.grpo.learner, freeze=names))
+        learner = policy_learner(dataclasses.replace(c, grpo=frozen), experiment.graph, experiment.banned_V)
+        with pytest.raises(RunError, match=message):
+            learner.init(params)

@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp
     assert now == was
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on_also_on_another_mesh(tmp_path):
     workdir = tmp_path / "w"
     process = subprocess.Popen(
         command("train", f"--workdir={workdir}", "--config.grpo.steps=500"),
@@ -115,6 +115,24 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "--resume" in out
     assert any((workdir / "grpo" / "checkpoints").iterdir())
+    again = run(
+        f"--workdir={workdir}", "--config.grpo.steps=500", "--config.mesh.data=2", "--resume", "--config.seed=3"
+    )
+    assert "another config" in again.stderr
+    process = subprocess.Popen(
+        command("train", f"--workdir={workdir}", "--config.grpo.steps=500", "--config.mesh.data=2", "--resume"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if line.startswith("step "):
+            process.send_signal(signal.SIGINT)
+            break
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == 2
 
 
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):

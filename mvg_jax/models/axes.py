@@ -96,7 +96,7 @@ def place_array(path: Path, array: np.ndarray) -> jax.Array:
     """A parameter on the host -> the training layout; for `hf.load`. Returns when the host's copy is no longer needed."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
-        return jnp.asarray(array)
+        return jax.block_until_ready(jnp.asarray(array))
     sharding = NamedSharding(mesh, fitted_spec(mesh.shape, parameter_axes(path), array.shape))
     return jax.block_until_ready(_cut(array, sharding))
 

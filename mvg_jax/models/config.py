@@ -47,6 +47,7 @@ class TextConfig:
     qk_norm: bool = False
     mrope_section: tuple[int, int, int] | None = None
     mrope_interleaved: bool = False
+    max_position_embeddings: int = 32768
 
 
 @dataclasses.dataclass(frozen=True)

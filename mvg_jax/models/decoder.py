@@ -64,7 +64,7 @@ def cache_heads(config: TextConfig) -> int:
 
 def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> int:
     """Bytes of a Suffix (keys and values of all layers)."""
-    return 2 * config.num_hidden_layers * rows * length * config.num_key_value_heads * config.head_dim * itemsize
+    return 2 * config.num_hidden_layers * rows * length * cache_heads(config) * config.head_dim * itemsize
 
 
 def _write(cache_BxSxKxC: jax.Array, new_BxTxKxC: jax.Array, slot_BxT: jax.Array) -> jax.Array:

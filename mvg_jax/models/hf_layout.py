@@ -243,6 +243,7 @@ def read_decoder(text: Fields, model_type: str) -> TextConfig:
         qk_norm=kind.qk_norm,
         mrope_section=_mrope_section(text.where, rope, kind, head_dim),
         mrope_interleaved=kind.mrope_interleaved,
+        max_position_embeddings=text.values.get("max_position_embeddings", 32768),
     )  # fmt: skip
 
 
@@ -298,7 +299,7 @@ def write_decoder(config: TextConfig, model_type: str, tied: bool, dtype: str) -
         mrope |= {"mrope_interleaved": True} if config.mrope_interleaved else {}
         text["rope_parameters"] |= mrope
         text["rope_scaling"] = {"rope_type": "default", **mrope}
-    return text | {"max_position_embeddings": 32768, "tie_word_embeddings": tied, "dtype": dtype}
+    return text | {"tie_word_embeddings": tied, "dtype": dtype}
 
 
 class Confirmed(NamedTuple):

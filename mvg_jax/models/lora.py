@@ -1,7 +1,6 @@
 """LoRA (arXiv 2106.09685): a frozen linear map plus a learnt one of low rank, y = x W + b + (alpha / rank) (x A) B.
 
-`add_lora` puts adapters into a model, `merge_lora` folds them into its weights, and `without_lora` is the base as a policy of its
-own: it shares every array but the small A and B, which are zero there.
+`add_lora` puts adapters into a model, `merge_lora` folds them into its weights.
 """
 
 import fnmatch
@@ -18,16 +17,25 @@ class LoRALinear(nnx.Linear):
     """A linear map with an adapter. It takes over kernel and bias of `base`; A is normal, B is zero: nothing changes at first."""
 
     def __init__(self, base: nnx.Linear, rank: int, alpha: float, rngs: nnx.Rngs):
-        super().__init__(base.in_features, base.out_features, use_bias=base.bias is not None, rngs=nnx.Rngs(0))
-        self.kernel, self.bias = base.kernel, base.bias
+        super().__init__(1, 1, use_bias=base.bias is not None, rngs=nnx.Rngs(0))
+        self.in_features, self.out_features, self.kernel, self.bias = (
+            base.in_features,
+            base.out_features,
+            base.kernel,
+            base.bias,
+        )
         self.scale = alpha / rank
         # Small and learnt: float32, whatever the frozen base is held in.
         self.lora_a = nnx.Param(base.in_features**-0.5 * jax.random.normal(rngs.params(), (base.in_features, rank)))
         self.lora_b = nnx.Param(jnp.zeros((rank, base.out_features)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) + self.adapted(x)
+
+    def adapted(self, x: jax.Array) -> jax.Array:
+        """What the adapter adds."""
         a, b = (w[...].astype(x.dtype) for w in (self.lora_a, self.lora_b))
-        return super().__call__(x) + (x @ a) @ b * self.scale
+        return (x @ a) @ b * self.scale
 
 
 def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: float, seed: int) -> None:
@@ -52,7 +60,7 @@ def merge_lora(model: nnx.Module) -> None:
     for path, owner, linear in list(_linears(model)):
         if isinstance(linear, LoRALinear):
             kernel = linear.kernel[...].astype(jnp.float32)
-            delta = linear.lora_a[...].astype(jnp.float32) @ linear.lora_b[...].astype(jnp.float32) * linear.scale
+            delta = jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision="highest") * linear.scale
             plain = nnx.Linear(1, 1, use_bias=linear.bias is not None, rngs=nnx.Rngs(0))
             plain.in_features, plain.out_features = linear.in_features, linear.out_features
             plain.kernel = nnx.Param((kernel + delta).astype(linear.kernel[...].dtype))
@@ -63,13 +71,6 @@ def merge_lora(model: nnx.Module) -> None:
 def is_adapter(path: tuple) -> bool:
     """Whether a parameter path is an adapter's."""
     return path[-1] in ADAPTERS
-
-
-def without_lora(params: nnx.State) -> nnx.State:
-    """The parameters of the base policy: the adapters are zero, all other arrays are shared."""
-    flat = nnx.to_flat_state(params)
-    zero = lambda leaf: leaf.replace(jnp.zeros_like(leaf[...]))
-    return nnx.from_flat_state([(path, zero(leaf) if is_adapter(path) else leaf) for path, leaf in flat])
 
 
 def _linears(model: nnx.Module) -> Iterator[tuple[str, nnx.Module, nnx.Linear]]:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from mvg_jax.models.config import VLMConfig
 from mvg_jax.models.decoder import Decoder, Prefix, Suffix
+from mvg_jax.models.lora import LoRALinear
 from mvg_jax.positions import token_positions
 
 
@@ -69,4 +70,5 @@ class VisionLanguageModel(nnx.Module):
         if self.lm_head is None:
             weight_VxD = self.language_model.embed_tokens.embedding[...]
             return jnp.einsum("...d,vd->...v", hidden_BxD, weight_VxD, preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,dv->...v", hidden_BxD, self.lm_head.kernel[...], preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,dv->...v", hidden_BxD, self.lm_head.kernel[...], preferred_element_type=jnp.float32)
+        return logits + self.lm_head.adapted(hidden_BxD) if isinstance(self.lm_head, LoRALinear) else logits

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mvg_jax.errors import RunError
 from mvg_jax.mesh import abstract, agree, constrain, local_shards, put_rows, shard_count
 from mvg_jax.models.axes import constrain_parameters, place
 from mvg_jax.models.lora import is_adapter
@@ -146,7 +147,7 @@ class Learner:
     ):
         self.graph = graph
         self.optimizer = optimizer
-        self.filter = trainable(freeze, adapters_only)
+        self.freeze, self.filter = freeze, trainable(freeze, adapters_only)
         banned_V = jnp.asarray(banned_V)
         terms = {
             "policy": functools.partial(_policy_terms, objective, advantage_scale),
@@ -159,7 +160,12 @@ class Learner:
         self.score = jax.jit(functools.partial(_score, graph, banned_V, forward))
 
     def init(self, params: nnx.State) -> TrainState:
+        names = {str(part) for path, _ in nnx.to_flat_state(params) for part in path}
+        if unknown := [name for name in self.freeze if name not in names]:
+            raise RunError(f"learner.freeze names {unknown}, which no module of the model is called")
         learned, frozen = nnx.split_state(params, self.filter, ...)
+        if not jax.tree.leaves(learned):
+            raise RunError("nothing is left to train: see learner.freeze and model.lora.targets of the config")
         return place(TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0)))
 
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:

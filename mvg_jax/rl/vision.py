@@ -110,11 +110,12 @@ class VisionStage:
         views = render_views(sources, row_n, frames_n, self.view)
         vision, rest = self._vision(state.params)
         overview_n = jnp.arange(views.shape[0]) % self.views < OVERVIEWS
-        grid = nnx.merge(self.graph, state.params).config.token_grid
+        config = nnx.merge(self.graph, state.params).config
+        grid, wide = config.token_grid, config.text.hidden_size  # of DeepStack, what the decoder gets first
 
         def loss_of(learned):
             vision, head = learned
-            features_nxExD = nnx.merge(self.graph, nnx.merge_state(vision, rest)).encode_images(views)
+            features_nxExD = nnx.merge(self.graph, nnx.merge_state(vision, rest)).encode_images(views)[..., :wide]
             place_loss, place_right = place_terms(head["place"], features_nxExD, centre_nxMx2, grid)
             n, E = features_nxExD.shape[:2]
             logits = _linear(head["class"], features_nxExD).reshape(n, E, CELLS * CELLS, self.classes)

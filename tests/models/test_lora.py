@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mvg_jax.models.internvl import InternVL
-from mvg_jax.models.lora import LoRALinear, add_lora, is_adapter, merge_lora, without_lora
+from mvg_jax.models.lora import LoRALinear, add_lora, is_adapter, merge_lora
 from tests import tiny_world
 
 TARGETS = ("language_model.*.q_proj", "*.down_proj", "multi_modal_projector.linear_1")
@@ -76,13 +78,15 @@ def test_merged_adapters_are_the_same_function_in_the_plain_layout():
     np.testing.assert_allclose(hidden(adapted), before, atol=1e-5)
 
 
-def test_the_base_shares_its_arrays_with_the_policy():
-    graph, params = nnx.split(shaken(model(True)), nnx.Param)
-    base = without_lora(params)
-    np.testing.assert_array_equal(hidden(nnx.merge(graph, base)), hidden(model(False)))
-    policy = dict(nnx.to_flat_state(params))
-    for path, leaf in nnx.to_flat_state(base):
-        assert (leaf[...] is policy[path][...]) == (not is_adapter(path))
+def test_a_head_may_be_adapted():
+    untied = InternVL(dataclasses.replace(model(False).config, tie_word_embeddings=False), nnx.Rngs(0))
+    add_lora(untied, ("lm_head",), rank=2, alpha=4.0, seed=1)
+    shaken(untied)
+    x = jnp.ones((3, untied.config.text.hidden_size))
+    before = untied.logits(x)
+    assert jnp.abs(before - x @ untied.lm_head.kernel[...]).max() > 1e-2
+    merge_lora(untied)
+    np.testing.assert_allclose(untied.logits(x), before, atol=1e-5)
 
 
 def test_adapters_learn_and_the_rest_need_not():

@@ -1,5 +1,5 @@
 import dataclasses
-import importlib.util
+import importlib
 import json
 import pathlib
 import re
@@ -55,10 +55,7 @@ def protocol(tiny):
 @pytest.fixture(scope="module")
 def builder():
     """The build script as a module."""
-    spec = importlib.util.spec_from_file_location("make_tokenizer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("make_tokenizer")
 
 
 @pytest.mark.parametrize("text", TEXTS)
