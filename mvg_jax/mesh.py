@@ -64,7 +64,11 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
             f"mesh {dict(shape)}: tensor must divide the {jax.local_device_count()} devices of a process, "
             f"whose rows are its own"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    for places in mesh.devices.reshape(-1, shape["tensor"]):  # devices may be put in another order than they were given
+        if len({device.process_index for device in places}) > 1:
+            raise RunError(f"mesh {dict(shape)}: tensor spans processes on this machine; make it smaller")
+    return mesh
 
 
 def axis_size(axis: str) -> int:

@@ -1,7 +1,7 @@
 """Log-probs of a batch's tokens under the sampling policy: the one forward pass that every update, score and comparison runs.
 
 The prompt is run once a group and its rows attend to it, as in the sampler, so that log-probs agree with those recorded
-while sampling. Logits are made for a few positions at a time, so that [positions, V] never exists for a real vocabulary.
+while sampling. Logits can be made for a few positions at a time, so that [positions, V] need not exist for a real vocabulary.
 """
 
 import functools

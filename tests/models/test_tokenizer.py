@@ -19,7 +19,6 @@ from mvg_jax.models import hf
 from mvg_jax.models.tokenizer import load_chat_template, load_tokenizer
 
 TINY = pathlib.Path(mvg_jax.__file__).parent / "assets" / "tiny_internvl"
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "make_tokenizer.py"
 IMAGE = "<img>" + 16 * "<IMG_CONTEXT>" + "</img>"
 
 TEXTS = (
