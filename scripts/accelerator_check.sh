@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that needs an accelerator, in at most 8 minutes on one GPU and without a network; a table of results comes last.
 #
-#   bash scripts/accelerator_check.sh [WHEELS]
+#   bash scripts/accelerator_check.sh [WHEELS [--only=STEP,...]]
 #
 # Runs under PYTHON (python3) as it is found: Python 3.12 with jax for the accelerator, flax, optax, orbax-checkpoint, transformers,
 # torch, pillow, matplotlib and tqdm. WHEELS: a folder of wheels to be used beside it, unpacked into a temporary folder; jsonschema with
@@ -20,4 +20,4 @@ for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
 UNPACK
 fi
 export PYTHONPATH="$PWD:$PWD/scripts:$packages${PYTHONPATH:+:$PYTHONPATH}"
-"$python" scripts/accelerator_check.py
+"$python" scripts/accelerator_check.py "${@:2}"
