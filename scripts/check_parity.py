@@ -176,6 +176,8 @@ def compare(directory: pathlib.Path, dtype: str, seed: int) -> bool:
         raise CannotCompare(f"{' and '.join(missing)} not installed: pip install torch transformers pillow")
     import transformers
 
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise CannotCompare(f"transformers {transformers.__version__} is installed; version 5 is needed")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = find_tokenizer(directory, config.text.vocab_size)

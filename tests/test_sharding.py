@@ -23,6 +23,8 @@ from mvg_jax.models.config import TextConfig
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.lora import add_lora
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
+from mvg_jax.rl.logprobs import Forward
+from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine
 from mvg_jax.tools import MAX_VIEWS
 from mvg_jax.trajectory import Trajectories
@@ -75,6 +77,32 @@ def test_a_mesh_computes_what_one_device_does(name):
     check_rollout(one["ledger"], many["ledger"])
     check_update(one, many)
     check_layout(many["state"], *MESHES[name][1:])
+
+
+@functools.cache
+def frugal(name: str | None) -> dict:
+    """An update in two microbatches with recomputed layers, logits in parts and a reference policy."""
+    made = tiny_world.learner(
+        SPECIAL,
+        optax.sgd(1.0),
+        objective=Objective(kl=0.1),
+        forward=Forward(remat=True, logit_positions=50),
+    )
+    shapes = LearnerShapes(microbatches=2, suffix_lengths=(120,), view_batches=(24,))
+    ledger = result(None)["ledger"]
+    behaviour = np.where(ledger.loss_mask_BxL, -np.log(len(SPECIAL)), 0).astype(np.float32)
+    with on(name):
+        batch = make_batch(dataclasses.replace(ledger, logprob_BxL=behaviour), REWARD, np.ones(P * G), shapes)
+        reference = jax.tree.map(lambda x: x * 0.9, place(tiny_world.own_params()))
+        batch = batch._replace(reference=made.score(reference, batch))
+        state, metrics = made.update(made.init(tiny_world.own_params()), batch)
+        return {"state": state, "metrics": jax.device_get(metrics)}
+
+
+def test_microbatches_in_little_memory_on_a_mesh():
+    one, many = frugal(None), frugal("fsdp=4 tensor=2")
+    assert one["metrics"]["kl_reference"] > 1e-3
+    check_update(one, many)
 
 
 def check_rollout(one: Trajectories, many: Trajectories) -> None:

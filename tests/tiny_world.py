@@ -145,8 +145,10 @@ def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
     return made
 
 
-def learner(banned_V: np.ndarray, optimizer: optax.GradientTransformation, **options) -> Learner:
-    """Of the untrained model; GRPO on all its weights unless told otherwise."""
+def learner(
+    banned_V: np.ndarray, optimizer: optax.GradientTransformation, graph: nnx.GraphDef | None = None, **options
+) -> Learner:
+    """Of the untrained model or another; GRPO on all its weights unless told otherwise."""
     defaults = {
         "loss": "policy",
         "objective": Objective(),
@@ -154,7 +156,7 @@ def learner(banned_V: np.ndarray, optimizer: optax.GradientTransformation, **opt
         "freeze": (),
         "forward": Forward(),
     }
-    return Learner(model()[0], optimizer, banned_V, **(defaults | options))
+    return Learner(graph or model()[0], optimizer, banned_V, **(defaults | options))
 
 
 def play(

@@ -111,6 +111,8 @@ def _read_config(directory: pathlib.Path, tensors: Iterable[str]) -> tuple[Famil
             raise HFLayoutError(f"config.json: image_token_id is {read.image_token_id}, but {vocabulary}")
     except HFLayoutError as error:
         raise HFLayoutError(f"{directory}: {error}") from None
+    except (TypeError, ZeroDivisionError, AttributeError) as error:
+        raise HFLayoutError(f"{directory}/config.json: a field has a value of the wrong kind: {error}") from error
     return family, read
 
 

@@ -245,3 +245,12 @@ def test_what_we_write_of_it_says_the_same(tmp_path, written):
 def test_image_settings_that_the_towers_do_not_follow_are_refused(tmp_path, change, said):
     with pytest.raises(hf.HFLayoutError, match=said):
         hf.read_config(write(tmp_path, INTERNVL3_V4, GOT_OCR | change, has_head=True))
+
+
+@pytest.mark.parametrize("value", ["16", 0, None, [2]])
+def test_a_field_of_the_wrong_kind_is_one_error(tmp_path, value):
+    config = copy.deepcopy(INTERNVL3_V5)
+    config["vision_config"]["num_attention_heads"] = value
+    folder = write(tmp_path, config, GOT_OCR, has_head=True)
+    with pytest.raises(hf.HFLayoutError, match=r"config\.json"):
+        hf.read_config(folder)

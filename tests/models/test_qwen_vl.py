@@ -10,15 +10,16 @@ import optax
 import pytest
 from flax import nnx
 
+from mvg_jax.mesh import make_mesh
+from mvg_jax.models.axes import place
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig, TextConfig
 from mvg_jax.models.layers import mrope_axes
 from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
 from mvg_jax.positions import token_positions
-from mvg_jax.rl.learner import Learner, LearnerShapes, make_batch
-from mvg_jax.rl.logprobs import Forward
-from mvg_jax.rl.objective import Objective
+from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
+from tests import tiny_world
 
 VOCAB, IMAGE, END, D = 40, 39, 38, 32
 BANNED = np.arange(VOCAB) == IMAGE
@@ -232,19 +233,24 @@ def test_turns_with_images_between_equal_one_pass_over_the_whole(family):
 def test_the_learner_finds_the_sampled_log_probs(family):
     t, _ = played(family)
     graph, params = model(family)
-    learner = Learner(
-        graph,
-        optax.sgd(0.1),
-        BANNED,
-        loss="policy",
-        objective=Objective(),
-        advantage_scale="std",
-        freeze=(),
-        forward=Forward(),
-    )
+    learner = tiny_world.learner(BANNED, optax.sgd(0.1), graph=graph)
     shapes = LearnerShapes(microbatches=2, suffix_lengths=(SHAPES.suffix_length,), view_batches=(8,))
     batch = make_batch(t, np.zeros(B), np.ones(B), shapes)
     assert batch.positions.shape == (2, B // 2, SHAPES.suffix_length, 3)
     found = np.asarray(learner.score(params, batch)).reshape(B, -1)
     np.testing.assert_allclose(found, t.logprob_BxL, atol=2e-5)
     assert (found < 0).sum() == t.loss_mask_BxL.sum() > 3 * B
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_mesh_scores_what_one_device_does(family):
+    """Rows over data, heads over tensor; positions on three axes, DeepStack features and windows among them."""
+    t, _ = played(family)
+    graph, params = model(family)
+    shapes = LearnerShapes(microbatches=1, suffix_lengths=(SHAPES.suffix_length,), view_batches=(16,))
+    with jax.set_mesh(make_mesh({"data": 2, "fsdp": 1, "tensor": 2})):
+        made = tiny_world.learner(BANNED, optax.sgd(0.1), graph=graph)
+        found = made.score(place(params), make_batch(t, np.zeros(B), np.ones(B), shapes))
+        assert len(found.sharding.device_set) == 4
+        found = np.asarray(found).reshape(B, -1)
+    np.testing.assert_allclose(found, t.logprob_BxL, atol=2e-5)

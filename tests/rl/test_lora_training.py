@@ -11,7 +11,7 @@ from mvg_jax.checkpoint import Checkpoints
 from mvg_jax.models import hf
 from mvg_jax.models.lora import add_lora, is_adapter, merge_lora
 from mvg_jax.rl.grpo import GRPOStage
-from mvg_jax.rl.learner import Learner, LearnerShapes
+from mvg_jax.rl.learner import LearnerShapes
 from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine
@@ -29,17 +29,8 @@ def make(dtype: str, kl: float = 0.0) -> tuple[GRPOStage, nnx.State]:
     graph, params = nnx.split(model)
     world = tiny_world.world(2)
     engine = Engine(graph, world.shapes, tiny_world.VOCABULARY.end_of_turn, LETTERS, jnp.dtype(dtype))
-    learner = Learner(
-        graph,
-        optax.adam(1e-2),
-        LETTERS,
-        loss="policy",
-        objective=Objective(kl=kl),
-        advantage_scale="std",
-        freeze=(),
-        adapters_only=True,
-        forward=Forward(compute_dtype=dtype),
-    )
+    options = {"objective": Objective(kl=kl), "adapters_only": True, "forward": Forward(compute_dtype=dtype)}
+    learner = tiny_world.learner(LETTERS, optax.adam(1e-2), graph=graph, **options)
     learned, frozen = nnx.split_state(params, learner.filter, ...)
     reference = nnx.merge_state(jax.tree.map(jnp.copy, learned), frozen) if kl else None
     return GRPOStage(world, engine, learner, SHAPES, {"error": -1.0}, 0.8, 0, reference), params
