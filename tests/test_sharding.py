@@ -227,7 +227,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
             assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
 
 
-def test_weights_go_between_files_and_devices_a_tensor_at_a_time(tmp_path):
+def test_weights_go_between_files_and_devices_a_tensor_at_a_time(tmp_path, monkeypatch):
     """Read into the training layout and saved from it bit for bit; the host never holds much more than the largest tensor."""
     config = dataclasses.replace(
         tiny_world.CONFIG,
@@ -239,15 +239,16 @@ def test_weights_go_between_files_and_devices_a_tensor_at_a_time(tmp_path):
     sizes = [leaf[...].nbytes for _, leaf in nnx.to_flat_state(nnx.state(whole, nnx.Param))]
     with on("data=2 fsdp=2 tensor=2"):
         tracemalloc.start()
+        monkeypatch.setattr(hf, "PIECE_BYTES", 200_000)
         model = hf.load(tmp_path / "whole", jnp.float32, place_array)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         kernel = model.language_model.layers[0].gate_proj.kernel[...]
         assert kernel.sharding.shard_shape(kernel.shape) == (256, 512)
         hf.save(model, tmp_path / "again", **names)
-    # As stored and as ours: no third copy, and none of the tensor before.
+    # One tensor as ours, and a piece of it as stored: no second copy, and none of the tensor before.
     assert sum(sizes) > 3 * max(sizes)
-    assert peak < 2.2 * max(sizes) + 4e6
+    assert peak < 1.2 * max(sizes) + 4e6
     weights_ = [(tmp_path / name / hf.WEIGHTS).read_bytes() for name in ("whole", "again")]
     assert weights_[0] == weights_[1]
 

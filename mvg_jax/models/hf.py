@@ -25,11 +25,12 @@ from flax import nnx
 from mvg_jax.mesh import to_whole
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.models.hf_internvl import INTERNVL
-from mvg_jax.models.hf_layout import Disk, Family, Fields, HFLayoutError, Path, disk_names
+from mvg_jax.models.hf_layout import AS_IS, TRANSPOSED, Disk, Family, Fields, HFLayoutError, Layout, Path, disk_names
 from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL, QWEN3_VL
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+PIECE_BYTES = 64_000_000  # read at a time
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 
 FAMILIES = {"internvl": INTERNVL, "qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
@@ -67,11 +68,27 @@ def load(
             kind = tensors[old].get_slice(old).get_dtype()
             if kind not in DTYPES:
                 raise HFLayoutError(f"{directory}: {name} is of type {kind}; supported: {sorted(DTYPES)}")
-            # The tensor as stored is gone before it is placed, and ours before the next is read.
-            array = np.ascontiguousarray(layout.to_ours(tensors[old].get_tensor(old)), dtype=dtype)
+            array = _read(tensors[old], old, layout, dtype)
             flat[path] = flat[path].replace(place(path, array))
-            del array
+            del array  # before the next is read
     return nnx.merge(graph, nnx.from_flat_state(list(flat.items())))
+
+
+def _read(file: Any, name: str, layout: Layout, dtype: jnp.dtype) -> np.ndarray:
+    """A tensor in our layout and type. What is stored is read in pieces, so that the host holds it no second time."""
+    stored = file.get_slice(name)
+    if layout not in (AS_IS, TRANSPOSED) or not stored.get_shape():
+        return np.ascontiguousarray(layout.to_ours(file.get_tensor(name)), dtype=dtype)
+    rows, *rest = stored.get_shape()
+    array = np.empty([*rest, rows] if layout is TRANSPOSED else [rows, *rest], dtype)
+    step = max(PIECE_BYTES // (4 * math.prod(rest)), 1)
+    for start in range(0, rows, step):
+        piece = slice(start, min(start + step, rows))
+        if layout is TRANSPOSED:
+            array[..., piece] = np.moveaxis(stored[piece], 0, -1)
+        else:
+            array[piece] = stored[piece]
+    return array
 
 
 def read_config(directory: str | pathlib.Path) -> ModelConfig:
