@@ -116,9 +116,10 @@ def run_stage(
     # ---- resume --------------------------------------------------------------------------------------------------
     first, seconds = 0, 0.0
     if checkpoints.latest() is not None:
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        del state  # or the memory would have to hold it twice
-        state, meta = checkpoints.restore(None, like)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), stage.kept(state))
+        state = stage.regained(like, state)  # lets go of what is read, or the memory would have to hold it twice
+        kept, meta = checkpoints.restore(None, like)
+        state = stage.regained(kept, state)
         first, seconds = meta["step"], meta["seconds"]
         batches.set_state(meta["data"])
         program.say(f"{name}: going on after step {first} of {steps}")
@@ -144,7 +145,7 @@ def run_stage(
             log.flush()
             elapsed = seconds + time.perf_counter() - start
             before_save = compiles.count
-            checkpoints.save(step, state, {"step": step, "seconds": elapsed, "data": batches.get_state()})
+            checkpoints.save(step, stage.kept(state), {"step": step, "seconds": elapsed, "data": batches.get_state()})
             # Of an array on several devices Orbax lets each write a piece, and compiles the slicing: none of the steps' doing.
             warm += compiles.count - before_save
         if stopping:

@@ -71,6 +71,14 @@ class GRPOStage:
         )
         return rollout(self.world, policy, prompts, phases)
 
+    def kept(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds: all but the frozen weights, with which the stage starts."""
+        return state._replace(frozen=None)
+
+    def regained(self, kept: TrainState, state: TrainState) -> TrainState:
+        """The state of a checkpoint, with the frozen weights of one at hand."""
+        return kept._replace(frozen=state.frozen)
+
     def params(self, state: TrainState) -> nnx.State:
         return state.params
 

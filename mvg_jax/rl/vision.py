@@ -96,6 +96,14 @@ class VisionStage:
         maps = np.stack([x.labels for x in batch])
         return self._update(state, jax.device_put(sources), maps, row, frames, centres)
 
+    def kept(self, state: VisionState) -> VisionState:
+        """What a checkpoint holds."""
+        return state
+
+    def regained(self, kept: VisionState, state: VisionState) -> VisionState:
+        """The state of a checkpoint."""
+        return kept
+
     def params(self, state: VisionState) -> nnx.State:
         return state.params
 

@@ -24,6 +24,7 @@ from flax import nnx
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
 from mvg_jax.env.protocol import Protocol, parse_turn
+from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame
 from mvg_jax.mesh import agree, by_shard, local_shards, put_rows, shard_count, to_host
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
@@ -96,7 +97,7 @@ class World:
     position_grids: np.ndarray | None = None
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
-        """Prompt tokens and first views of this process's P tasks. ValueError when they do not fit the shapes."""
+        """Prompt tokens and first views of this process's P tasks. RunError when they do not fit the shapes."""
         shapes = self.shapes
         P = shapes.prompts // jax.process_count()
         if len(tasks) != P:
@@ -106,9 +107,9 @@ class World:
         for p, task in enumerate(tasks):
             ids = self.protocol.prompt_ids(task, tools_on)
             if len(ids) > shapes.prompt_length or len(task.images) != shapes.prompt_images:
-                raise ValueError(
+                raise RunError(
                     f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
-                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge them in the config"
+                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
         sources = put_rows(task_sources(tasks, *self.image_size))

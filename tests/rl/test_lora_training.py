@@ -63,11 +63,15 @@ def test_only_adapters_change(trained):
     assert history[0]["kl_reference"] < 1e-6 < history[-1]["kl_reference"]
 
 
-def test_a_checkpoint_holds_them(trained, tmp_path):
-    _, state, _, _ = trained
-    with_base = Checkpoints(tmp_path / "c", keep=1)
-    with_base.save(1, state, {})
-    restored, _ = with_base.restore(None, jax.eval_shape(lambda x: x, state))
+def test_a_checkpoint_holds_them_and_not_the_base(trained, tmp_path):
+    stage, state, _, _ = trained
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(1, stage.kept(state), {})
+    kept, _ = checkpoints.restore(None, jax.eval_shape(lambda x: x, stage.kept(state)))
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert size(kept) == 3 * size(state.learned) + 2  # two moments; Adam's counter and ours
+    restored = stage.regained(kept, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
 

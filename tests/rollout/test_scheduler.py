@@ -8,6 +8,7 @@ import pytest
 from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import Stop
 from mvg_jax.env.protocol import render_turn
+from mvg_jax.errors import RunError
 from mvg_jax.frames import full_frame
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.sampling import row_keys, token_uniform
@@ -117,9 +118,9 @@ def test_tasks_that_do_not_fit_the_shapes_are_refused():
     world = tiny_world.world(2)
     with pytest.raises(ValueError, match="1 tasks for 2 prompts"):
         world.prepare(TASKS[:1], tools_on=True)
-    with pytest.raises(ValueError, match=r"task long: \d+ prompt tokens and 1 images do not fit 40 and 1"):
+    with pytest.raises(RunError, match=r"task long: \d+ prompt tokens and 1 images do not fit 40 and 1"):
         world.prepare([TASKS[0], dataclasses.replace(TASKS[1], id="long", question="word " * 40)], tools_on=True)
-    with pytest.raises(ValueError, match="and 2 images do not fit"):
+    with pytest.raises(RunError, match="and 2 images do not fit"):
         world.prepare([TASKS[0], dataclasses.replace(TASKS[1], images=TASKS[1].images * 2)], tools_on=True)
 
 
