@@ -39,16 +39,9 @@ from mvg_jax.tools.spec import MAX_VIEWS
 
 # What a folder holds beside the model, and other tools want to read.
 TOKENIZER_FILES = (
-    *(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
-    *("chat_template.jinja", "chat_template.json", "video_preprocessor_config.json"),
-)
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "video_preprocessor_config.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +50,7 @@ class Experiment:
 
     config: Config
     graph: nnx.GraphDef
-    model: model_shapes.ModelConfig
+    model: model_shapes.VLMConfig
     tokenizer_folder: pathlib.Path
     protocol: Protocol
     limits: Limits
