@@ -281,7 +281,7 @@ def build(config: Config) -> tuple[Experiment, nnx.State]:
         protocol = load_protocol(tokenizer_folder, tokenizer, model.config, registry, config.env.style)
         lora = config.model.lora
         if lora.rank:
-            add_lora(model, lora.targets, lora.rank, lora.alpha, config.seed)
+            add_lora(model, lora.targets, lora.rank, lora.alpha, nnx.Rngs(config.seed))
     except (ValueError, OSError, KeyError) as error:
         raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     graph, params = nnx.split(model)

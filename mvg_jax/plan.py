@@ -38,6 +38,7 @@ from mvg_jax.models.axes import check_tensor_axis, sampling_shardings, shardings
 from mvg_jax.models.config import VLMConfig, with_view_size
 from mvg_jax.models.hf import FAMILIES
 from mvg_jax.models.lora import add_lora, is_adapter
+from mvg_jax.models.vlm import ShapesOnly
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState
 from mvg_jax.rollout.engine import Engine
 from mvg_jax.tools.spec import MAX_VIEWS
@@ -114,9 +115,9 @@ def make_parts(config: Config, model: VLMConfig) -> Parts:
     lora = config.model.lora
 
     def make() -> nnx.Module:
-        made = FAMILIES[model.model_type].model(model, nnx.Rngs(0))
+        made = FAMILIES[model.model_type].model(model, ShapesOnly(0))
         if lora.rank:
-            add_lora(made, lora.targets, lora.rank, lora.alpha, 0)
+            add_lora(made, lora.targets, lora.rank, lora.alpha, ShapesOnly(0))
         return made
 
     graph, made = nnx.split(nnx.eval_shape(make))
@@ -156,10 +157,28 @@ def held(config: Config, model: VLMConfig) -> Memory:
         optimiser=_bytes(parts.state.opt_state),
         reference=reference,
         sampling_weights=sum(copied),
-        kv_cache=_bytes(parts.engine.abstract_state(parts.sampling, model.view_size)),
+        kv_cache=_state_bytes(config, model),
         rollout_program=0,
         update_program=0,
     )
+
+
+def _state_bytes(config: Config, model: VLMConfig) -> int:
+    """Of what stays on a device between turns. Every decoder layer adds the same, so that two shallow models tell."""
+    text, vision = least_depth(model)
+
+    def state_of(layers: int) -> int:
+        parts = make_parts(config, with_depth(model, layers, vision))
+        return _bytes(parts.engine.abstract_state(parts.sampling, model.view_size))
+
+    one = state_of(text)
+    return one + (state_of(text + 1) - one) * (model.text.num_hidden_layers - text)
+
+
+def least_depth(model: VLMConfig) -> tuple[int, int]:
+    """Decoder and vision layers of the smallest model that holds all that is particular to a layer."""
+    least = max(2, len(getattr(model.vision, "deepstack_visual_indexes", ())))
+    return least, least
 
 
 def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Sequence[str]) -> Memory:
@@ -167,11 +186,7 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
     # In float32: a CPU would convert bfloat16 weights and caches whole, which no accelerator does.
     plain = dataclasses.replace(config.model, dtype="float32", compute_dtype="float32")
     plain = dataclasses.replace(config, model=plain)
-    least = len(getattr(model.vision, "deepstack_visual_indexes", ()))
-    text, vision = (
-        max(2, least),
-        max(2, least),
-    )  # of the smallest model that is compiled: all that is particular to a layer
+    text, vision = least_depth(model)
     depth = model.text.num_hidden_layers, vision_depth(model)
     points = [(text, vision), (text + 2, vision), (text, vision + 2)]
     lowered = []

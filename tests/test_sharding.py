@@ -255,7 +255,7 @@ def test_weights_go_between_files_and_devices_a_tensor_at_a_time(tmp_path, monke
 
 def test_every_parameter_of_every_family_has_a_rule_and_others_are_refused():
     model = nnx.merge(*tiny_world.model())
-    add_lora(model, ("language_model.*_proj", "*linear_1", "lm_head"), rank=2, alpha=1.0, seed=0)
+    add_lora(model, ("language_model.*_proj", "*linear_1", "lm_head"), rank=2, alpha=1.0, rngs=nnx.Rngs(0))
     adapted = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     axes = {path: parameter_axes(path) for path in adapted}
     layer = ("language_model", "layers", 0)

@@ -27,6 +27,7 @@ from mvg_jax.models.config import ModelConfig
 from mvg_jax.models.hf_internvl import INTERNVL
 from mvg_jax.models.hf_layout import AS_IS, TRANSPOSED, Disk, Family, Fields, HFLayoutError, Layout, Path, disk_names
 from mvg_jax.models.hf_qwen_vl import QWEN2_5_VL, QWEN3_VL
+from mvg_jax.models.vlm import ShapesOnly
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -59,7 +60,7 @@ def load(
             _check_tied(directory, tensors, stored[family.head], stored.get(family.embedding, ""))
             del stored[family.head]
         shapes = {name: tuple(tensors[old].get_slice(old).get_shape()) for name, old in stored.items()}
-        graph, state = nnx.split(nnx.eval_shape(lambda: family.model(config, nnx.Rngs(0))))
+        graph, state = nnx.split(nnx.eval_shape(lambda: family.model(config, ShapesOnly(0))))
         flat = dict(nnx.to_flat_state(state))
         places = disk_names(family.names, {path: leaf.shape for path, leaf in flat.items()})
         _check(directory, family, config, places, shapes)

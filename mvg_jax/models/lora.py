@@ -17,7 +17,7 @@ class LoRALinear(nnx.Linear):
     """A linear map with an adapter. It takes over kernel and bias of `base`; A is normal, B is zero: nothing changes at first."""
 
     def __init__(self, base: nnx.Linear, rank: int, alpha: float, rngs: nnx.Rngs):
-        super().__init__(1, 1, use_bias=base.bias is not None, rngs=nnx.Rngs(0))
+        super().__init__(1, 1, use_bias=base.bias is not None, rngs=rngs)
         self.in_features, self.out_features, self.kernel, self.bias = (
             base.in_features,
             base.out_features,
@@ -38,7 +38,7 @@ class LoRALinear(nnx.Linear):
         return (x @ a) @ b * self.scale
 
 
-def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: float, seed: int) -> None:
+def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: float, rngs: nnx.Rngs) -> None:
     """Gives every linear map whose dotted path fits a pattern of `targets` (as "language_model.*_proj") an adapter, in place.
 
     ValueError for a pattern that fits none.
@@ -49,7 +49,6 @@ def add_lora(model: nnx.Module, targets: tuple[str, ...], rank: int, alpha: floa
     for target in targets:
         if not any(fnmatch.fnmatchcase(path, target) for path, _, _ in linears):
             raise ValueError(f"no linear map fits the LoRA target {target!r}; there is {linears[-1][0]!r}, for example")
-    rngs = nnx.Rngs(seed)
     for path, owner, linear in linears:
         if any(fnmatch.fnmatchcase(path, target) for target in targets):
             setattr(owner, path.rpartition(".")[2], LoRALinear(linear, rank, alpha, rngs))

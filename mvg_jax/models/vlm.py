@@ -13,6 +13,13 @@ from mvg_jax.models.lora import LoRALinear
 from mvg_jax.positions import token_positions
 
 
+class ShapesOnly(nnx.Rngs):
+    """For `nnx.eval_shape` of a model: one key for all. Tracing nnx's counters takes quadratic time, minutes for deep models."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
 class VisionLanguageModel(nnx.Module):
     def __init__(self, config: VLMConfig, rngs: nnx.Rngs):
         self.config = config

@@ -16,7 +16,7 @@ TARGETS = ("language_model.*.q_proj", "*.down_proj", "multi_modal_projector.line
 def model(adapters: bool) -> InternVL:
     made = nnx.merge(tiny_world.model()[0], tiny_world.own_params())
     if adapters:
-        add_lora(made, TARGETS, rank=4, alpha=8.0, seed=1)
+        add_lora(made, TARGETS, rank=4, alpha=8.0, rngs=nnx.Rngs(1))
     return made
 
 
@@ -80,7 +80,7 @@ def test_merged_adapters_are_the_same_function_in_the_plain_layout():
 
 def test_a_head_may_be_adapted():
     untied = InternVL(dataclasses.replace(model(False).config, tie_word_embeddings=False), nnx.Rngs(0))
-    add_lora(untied, ("lm_head",), rank=2, alpha=4.0, seed=1)
+    add_lora(untied, ("lm_head",), rank=2, alpha=4.0, rngs=nnx.Rngs(1))
     shaken(untied)
     x = jnp.ones((3, untied.config.text.hidden_size))
     before = untied.logits(x)
@@ -114,4 +114,4 @@ def test_adapters_learn_and_the_rest_need_not():
 )
 def test_what_cannot_be_adapted_is_refused(targets, rank, what):
     with pytest.raises(ValueError, match=what):
-        add_lora(model(False), targets, rank=rank, alpha=1.0, seed=0)
+        add_lora(model(False), targets, rank=rank, alpha=1.0, rngs=nnx.Rngs(0))

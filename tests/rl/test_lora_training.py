@@ -25,7 +25,7 @@ SHAPES = LearnerShapes(microbatches=1, suffix_lengths=(120,), view_batches=(8,))
 def make(dtype: str, kl: float = 0.0) -> tuple[GRPOStage, nnx.State]:
     """A stage on adapters, and its weights: the base in `dtype`."""
     model = nnx.merge(tiny_world.model()[0], cast(tiny_world.own_params(), dtype))
-    add_lora(model, ("language_model.*_proj",), rank=4, alpha=8.0, seed=0)
+    add_lora(model, ("language_model.*_proj",), rank=4, alpha=8.0, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
     world = tiny_world.world(2)
     engine = Engine(graph, world.shapes, tiny_world.VOCABULARY.end_of_turn, LETTERS, jnp.dtype(dtype))
