@@ -54,7 +54,7 @@ INTERNVL3_V5 = INTERNVL3_V4 | {
 INTERNVL3_5_V4 = INTERNVL3_V4 | {
     "image_token_id": 151671,
     "text_config": {
-        "_name_or_path": "/root/codespace/checkpoints/Qwen3-8B", "architectures": ["Qwen3ForCausalLM"],
+        "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
         "head_dim": 16, "hidden_act": "silu", "hidden_size": 24, "initializer_range": 0.02, "intermediate_size": 48,
         "layer_types": ["full_attention"] * 2, "max_position_embeddings": 40960, "max_window_layers": 36,
