@@ -9,6 +9,7 @@ Prints a table by question kind and, with --out=FILE, writes the same as JSON. -
 
 import json
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -45,7 +46,7 @@ def main() -> None:
     figures = json.dumps(results.summary(), indent=2, sort_keys=True)
     program.say(results.table())
     program.say(figures)
-    if _OUT.value:
+    if _OUT.value and jax.process_index() == 0:
         write_atomically(_OUT.value, figures + "\n")
 
 
