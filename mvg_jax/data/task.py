@@ -1,6 +1,7 @@
 """A task: native images, a question, and everything needed to judge the answer and the way to it; and a turn of the answer."""
 
 import dataclasses
+import enum
 
 import numpy as np
 
@@ -32,9 +33,29 @@ class Box:
     image: int = 0
 
 
+class AnswerType(enum.StrEnum):
+    """What an answer looks like.
+
+    YES_NO. CLOSED: one of few answers, listed in `options` or not ("Left", "MRI"). OPEN: free words. CHOICE: a letter of `options`,
+    which are shown with letters. NUMBER: a number, with a unit or not. LIST: items in any order. BOX: [x1, y1, x2, y2] in 0..1000.
+    """
+
+    YES_NO = "yes_no"
+    CLOSED = "closed"
+    OPEN = "open"
+    CHOICE = "choice"
+    NUMBER = "number"
+    LIST = "list"
+    BOX = "box"
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One question. `chain` is the shortest tool chain that makes it answerable: () = none needed, None = not known."""
+    """One question. `chain` is the shortest tool chain that makes it answerable: () = none needed, None = not known.
+
+    kind: what is asked about, in the data set's own words (its content or question type). answer: the gold answer; of
+    AnswerType.CHOICE its letter. accepted: other answers that are as right. modality: "CT", "MRI", ...; "" = not said.
+    """
 
     id: str
     dataset: str
@@ -46,6 +67,10 @@ class Task:
     boxes: tuple[Box, ...] = ()
     chain: tuple[ToolCall, ...] | None = None
     certificate: dict[str, float] = dataclasses.field(default_factory=dict)
+    answer_type: AnswerType = AnswerType.CLOSED
+    accepted: tuple[str, ...] = ()
+    modality: str = ""
+    language: str = "en"
 
     @property
     def needs_tool(self) -> bool | None:
