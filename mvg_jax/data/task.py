@@ -91,6 +91,19 @@ class Turn:
     action: ToolCall | str
 
 
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A trajectory to imitate: a task, and the turns that solved it. The environment replays the turns and makes the observations.
+
+    tools_on: whether the prompt offered tools. source: who spoke ("expert", a model's name); for statistics only.
+    """
+
+    task: Task
+    turns: tuple[Turn, ...]
+    tools_on: bool = True
+    source: str = ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledImage:
     """An image for eyes to learn from. labels: class of every pixel [H, W] uint8. boxes: its findings."""
