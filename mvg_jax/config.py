@@ -164,19 +164,37 @@ class Vision:
 
 @dataclasses.dataclass(frozen=True)
 class SFT:
-    """Stage `sft`: imitation of scripted trajectories. mixture: decision -> weight (see data.phantom.expert);
-    tools_off: share of batches whose prompt offers no tools and whose answers are direct; right_first: steps at the beginning
-    that imitate right trajectories only. pack_length: tokens of a row that several trajectories share (0: none do)."""
+    """Stage `sft`: imitation of collected trajectories or, where none are named, of scripted ones.
+
+    trajectories: folders or files that mvg_jax.collect wrote. Of their tasks as many are held out as make `validation` trajectories
+    (0: none), looked at every `validate_every` steps; after `patience` looks without a lower loss it is over (0: never), and the
+    weights of the lowest loss are what comes out.
+    Scripted: mixture: decision -> weight (see data.phantom.expert); tools_off: share of batches whose prompt offers no tools and
+    whose answers are direct; right_first: steps at the beginning that imitate right trajectories only.
+    pack_length: tokens of a row that several trajectories share (0: none do; collected ones always do).
+    """
 
     steps: int = 0
     prompts: int = 16
     group: int = 4
+    trajectories: tuple[str, ...] = ()
+    validation: int = 0
+    validate_every: int = 50
+    patience: int = 0
     mixture: dict[str, float] = dataclasses.field(default_factory=lambda: {"right": 1.0})
     tools_off: float = 0.1
     right_first: int = 0
     pack_length: int = 0
     optimizer: Optimizer = Optimizer()
     learner: Learner = Learner()
+
+    def __post_init__(self):
+        if self.trajectories and (self.group != 1 or not self.pack_length):
+            raise RunError("config.sft: collected trajectories need group 1 and a pack_length above 0")
+        if min(self.validation, self.patience, self.pack_length) < 0 or self.validate_every < 1:
+            raise RunError("config.sft: validation, patience and pack_length are at least 0, validate_every at least 1")
+        if self.validation and not self.trajectories:
+            raise RunError("config.sft.validation holds out collected trajectories; config.sft.trajectories names none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From a config to the objects of an experiment: model, environment, shapes, stages. What every program starts with."""
 
 import dataclasses
+import hashlib
 import importlib.resources
 import pathlib
 import shutil
@@ -13,12 +14,12 @@ from flax import nnx
 
 from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
-from mvg_jax.data import phantom
+from mvg_jax.data import phantom, trajectories
 from mvg_jax.data.catalog import choose, keep, open_source
 from mvg_jax.data.fit import Bucket
-from mvg_jax.data.pipeline import Phase, Sound
+from mvg_jax.data.pipeline import Phase, Sound, Subset
 from mvg_jax.data.records import DataSet
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Demonstration, Task
 from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol
@@ -31,7 +32,7 @@ from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.lora import add_lora, merge_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
-from mvg_jax.rl.imitation import Scripted, SFTStage
+from mvg_jax.rl.imitation import Scripted, SFTStage, stored
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
@@ -130,6 +131,30 @@ class Experiment:
         """Random access to labelled images for stage `vision`."""
         return phantom.PhantomLessons(self.config.data.size)
 
+    def demonstrations(self) -> tuple[Subset, list[Demonstration]]:
+        """Collected trajectories: to imitate, and those held out, of tasks that are not among the others. RunError when one is not
+        right, or too few are left."""
+        store = trajectories.read(*self.config.sft.trajectories, registry=self.protocol.registry)
+        store.check()
+        by_task: dict[str, list[int]] = {}
+        for i in range(len(store)):
+            by_task.setdefault(store.outline(i).task.id, []).append(i)
+        order = sorted(
+            by_task, key=lambda name: hashlib.sha256(name.encode()).digest()
+        )  # any order that is always the same
+        held: list[int] = []
+        while order and len(held) < self.config.sft.validation:
+            held += by_task[order.pop()]
+        held = held[: len(held) // self.config.sft.prompts * self.config.sft.prompts]
+        if self.config.sft.validation and not held:
+            raise RunError("config.sft.validation: fewer than the config.sft.prompts of one batch")
+        train = Subset(store, tuple(sorted(i for name in order for i in by_task[name])))
+        return train, [self.fit_demonstration(store[i]) for i in held]
+
+    def fit_demonstration(self, demonstration: Demonstration) -> Demonstration:
+        """With images of the run's bucket. BadImage if one cannot be."""
+        return dataclasses.replace(demonstration, task=self.bucket.fit(demonstration.task))
+
     def held_out(self) -> list[Task]:
         """The evaluation's tasks, ready for the rollout."""
         tasks, c = [], self.config.eval
@@ -169,7 +194,7 @@ class Experiment:
         )
         teach = Scripted(phantom.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
         shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
-        return SFTStage(world, learner, shapes, teach, self.pack_shapes(world.shapes))
+        return SFTStage(world, learner, shapes, stored if c.trajectories else teach, self.pack_shapes(world.shapes))
 
     def pack_shapes(self, rollout: Shapes) -> PackShapes | None:
         """Shapes of packed demonstrations, None where they are not packed. RunError when a row may not hold one."""

@@ -34,16 +34,18 @@ from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.config import Config
 from mvg_jax.data.pipeline import Phase, TaskBatches
 from mvg_jax.data.records import DataSet
+from mvg_jax.data.task import Demonstration
 from mvg_jax.errors import RunError
 from mvg_jax.evaluation import Results, evaluate, evaluation_parts
 from mvg_jax.experiment import Experiment, build, enter_mesh, export
 from mvg_jax.mesh import agree, gather
 from mvg_jax.metrics import MetricsLog, read_metrics, write_atomically, write_summary
+from mvg_jax.rl.early_stop import EarlyStop
 from mvg_jax.tools.spec import MAX_VIEWS
 
 SHOWN = {
     "vision": ("loss", "accuracy", "found", "read", "place_within_one_bin"),
-    "sft": ("loss", "token_accuracy", "gradient_norm"),
+    "sft": ("loss", "token_accuracy", "gradient_norm", "validation/loss"),
     "grpo": (
         "reward",
         "accuracy/needed",
@@ -102,14 +104,10 @@ def run_stage(
     folder = workdir / name
     stage, steps, prompts = make_stage(experiment, name, params)
     state = stage.start(params)
-    lessons = name == "vision"
-    phases = [Phase(0, (experiment.lessons(),), (1.0,))] if lessons else experiment.training_phases()
-    for source in dict.fromkeys(source for phase in phases for source in phase.sources):
-        if isinstance(source, DataSet):
-            program.say(str(source.report))
+    phases, fit, held_out = what_to_learn(experiment, name)
     batches = TaskBatches(
         phases,
-        fit=None if lessons else experiment.bucket.fit,
+        fit=fit,
         batch=prompts,
         shuffle=config.data.shuffle,
         seed=config.seed,
@@ -122,13 +120,13 @@ def run_stage(
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
 
     # ---- resume --------------------------------------------------------------------------------------------------
-    first, seconds = 0, 0.0
+    first, seconds, early = 0, 0.0, EarlyStop(config.sft.patience)
     if checkpoints.latest() is not None:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), stage.kept(state))
         state = stage.regained(like, state)  # lets go of what is read, or the memory would have to hold it twice
         kept, meta = checkpoints.restore(None, like)
         state = stage.regained(kept, state)
-        first, seconds = meta["step"], meta["seconds"]
+        first, seconds, early = meta["step"], meta["seconds"], EarlyStop.of(config.sft.patience, meta["early_stop"])
         batches.set_state(meta["data"])
         program.say(f"{name}: going on after step {first} of {steps}")
 
@@ -142,24 +140,39 @@ def run_stage(
     log = MetricsLog(folder, resume_step=first, total_steps=steps, show=SHOWN[name])
 
     # ---- steps ---------------------------------------------------------------------------------------------------
-    warm = None
-    for step in range(first + 1, steps + 1):
+    warm, done = None, first
+    best = Checkpoints(folder / "best", keep=1) if held_out else None
+    for step in () if early.over else range(first + 1, steps + 1):
         state, metrics = stage.step(state, step, next(batches))
+        done = step
         log.log(step, metrics)
+        if held_out and (step % config.sft.validate_every == 0 or step == steps):
+            means = stage.validate(state, held_out)
+            log.log(step, {f"validation/{key}": value for key, value in means.items()})
+            if early.see(step, means["loss"]) and step > (best.latest() or 0):  # a resumed run may have kept it already
+                best.save(step, stage.kept(state), {"step": step})
         stopping = any(agree(len(stop)))
         if warm is None:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
-        if step % config.checkpoint.every == 0 or step == steps or stopping:
+        if step % config.checkpoint.every == 0 or step == steps or stopping or early.over:
             log.flush()
             elapsed = seconds + time.perf_counter() - start
             before_save = compiles.count
-            checkpoints.save(step, stage.kept(state), {"step": step, "seconds": elapsed, "data": batches.get_state()})
+            meta = {"step": step, "seconds": elapsed, "data": batches.get_state(), "early_stop": early.state()}
+            checkpoints.save(step, stage.kept(state), meta)
             # Of an array on several devices Orbax lets each write a piece, and compiles the slicing: none of the steps' doing.
             warm += compiles.count - before_save
         if stopping:
             raise Interrupted(f"saved after step {step} of stage {name}")
+        if early.over:
+            program.say(f"{name}: held-out loss has not fallen since step {early.best_step}")
+            break
     log.close()
     checkpoints.close()
+    if held_out:
+        kept, _ = best.restore(early.best_step, stage.kept(state))
+        state = stage.regained(kept, state)
+        best.close()
     for line in batches.bad:
         program.say(f"{name}: passed over {line}")
     seconds += time.perf_counter() - start
@@ -167,7 +180,7 @@ def run_stage(
     summary = {
         "stage": name,
         "seconds": seconds,
-        "steps": steps,
+        "steps": done,
         "compiles_after_warmup": 0 if warm is None else compiles.count - warm,
     }
 
@@ -178,6 +191,21 @@ def run_stage(
         summary["logprob_gap_max"] = max(record["logprob_gap"] for record in read_metrics(folder / "metrics.jsonl"))
         program.say(f"\nbefore\n{before.table()}\n\nafter\n{after.table()}\n\nafter, tools off\n{off.table()}\n")
     return params, summary
+
+
+def what_to_learn(experiment: Experiment, name: str) -> tuple[list[Phase], Callable | None, list[Demonstration]]:
+    """What a stage draws its batches from, what is done with each item, and demonstrations to validate on (stage sft only)."""
+    if name == "vision":
+        return [Phase(0, (experiment.lessons(),), (1.0,))], None, []
+    if name == "sft" and experiment.config.sft.trajectories:
+        train, held_out = experiment.demonstrations()
+        program.say(f"sft: {len(train)} trajectories to imitate, {len(held_out)} held out")
+        return [Phase(0, (train,), (1.0,))], experiment.fit_demonstration, held_out
+    phases = experiment.training_phases()
+    for source in dict.fromkeys(source for phase in phases for source in phase.sources):
+        if isinstance(source, DataSet):
+            program.say(str(source.report))
+    return phases, experiment.bucket.fit, []
 
 
 def make_stage(experiment: Experiment, name: str, params: nnx.State):

@@ -60,6 +60,20 @@ class Sound:
         raise RunError(f"{len(bad)} unusable items in a row, the last one {bad[-1]}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some items of a random-access source."""
+
+    source: Any
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[self.indices[index]]
+
+
 class TaskBatches:
     """Endless batches of `batch` tasks, read ahead by `threads`, in `workers` processes of their own (0: in this one).
 

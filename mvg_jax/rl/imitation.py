@@ -91,11 +91,17 @@ class SFTStage:
         return state, metrics | {"goodput": float(real / packed.tokens.size)}
 
     def validate(self, state: TrainState, demonstrations: Sequence[Demonstration]) -> dict[str, float]:
-        """Loss and token accuracy of held-out demonstrations, in all and by the kind of turn."""
+        """Loss and token accuracy of held-out demonstrations, in all and by the kind of turn.
+
+        Every process is given all of them, a multiple of world.shapes.prompts, and plays its share. ValueError for another number.
+        """
+        if not demonstrations or len(demonstrations) % self.world.shapes.prompts:
+            raise ValueError(f"{len(demonstrations)} demonstrations are no batches of {self.world.shapes.prompts}")
+        own = demonstrations[jax.process_index() :: jax.process_count()]
         size = self.world.shapes.prompts // jax.process_count()
         sums: dict[str, float] = {}
-        for first in range(0, len(demonstrations) - size + 1, size):
-            trajectories, episodes = self._play(stored(0, demonstrations[first : first + size]))
+        for first in range(0, len(own), size):
+            trajectories, episodes = self._play(stored(0, own[first : first + size]))
             packed = pack(trajectories, turn_kinds(trajectories, episodes), self.pack)
             for name, value in self.learner.imitation_sums(state.params, packed).items():
                 sums[name] = sums.get(name, 0.0) + float(value)

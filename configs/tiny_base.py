@@ -1,0 +1,19 @@
+"""A model that looks once and answers: the start of the ablation. It has never seen a tool, a call or a second view.
+
+    python -m mvg_jax.train --config=configs/tiny_base.py --workdir=workdir/tiny_base
+
+The eyes are made as in configs/tiny_sft.py; then the decoder learns to answer at once, from prompts that offer nothing else.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tiny_sft
+
+
+def get_config() -> ConfigDict:
+    c = tiny_sft.get_config()
+    c.sft.steps, c.sft.right_first = 300, 0
+    c.sft.mixture = {"direct": 1.0}
+    c.sft.tools_off = 1.0
+    c.sft.pack_length = 256
+    return c
