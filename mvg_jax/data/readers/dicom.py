@@ -25,26 +25,16 @@ def read(files: Files, split: str) -> DataSet:
     """The records of a split. RunError when no file is DICOM. Files that cannot be asked about are dropped and named."""
     report, records, any_dicom = ReadReport(f"dicom/{split}"), [], False
     for name in files.names:
-        path = files.path(name)
-        if path is not None:
-            with path.open("rb") as file:
-                if not is_dicom(file.read(_HEAD)):
-                    continue
-        content = files.read(name)
-        if not is_dicom(content):
+        content = _content(files, name)
+        if content is None:
             continue
         any_dicom = True
-        report.rows += 1
-        try:
-            facts = headers(content, name)
-        except BadImage:
-            report.drop(name, "unreadable DICOM")
-            continue
-        if not facts["frames"]:
-            report.drop(name, "no pixel data")
-        elif not facts["modality"]:
-            report.drop(name, "no modality that takes pictures of patients")
+        facts, fault = _facts(content, name)
+        if fault:
+            report.rows += 1
+            report.drop(name, fault)
         elif split_of(facts["study"]) == split:
+            report.rows += 1
             image = FileImage(files, name)
             records += [_record(image, split, facts["modality"], *asked) for asked in questions_from_headers(facts)]
         else:
@@ -69,6 +59,28 @@ def questions_from_headers(facts: dict) -> list[tuple[str, str, str, tuple[str, 
     if body_part:
         asked.append(("body_part", "Which part of the body does this image show?", body_part, (), ()))
     return asked
+
+
+def _content(files: Files, name: str) -> bytes | None:
+    """The file if it is DICOM. Of files on disk only those are read whole."""
+    path = files.path(name)
+    if path is not None:
+        with path.open("rb") as file:
+            if not is_dicom(file.read(_HEAD)):
+                return None
+    content = files.read(name)
+    return content if is_dicom(content) else None
+
+
+def _facts(content: bytes, name: str) -> tuple[dict, str]:
+    """(facts of the header, why the file cannot be asked about or "")."""
+    try:
+        facts = headers(content, name)
+    except BadImage:
+        return {}, "unreadable DICOM"
+    if not facts["frames"]:
+        return facts, "no pixel data"
+    return facts, "" if facts["modality"] else "no modality that takes pictures of patients"
 
 
 def _record(
