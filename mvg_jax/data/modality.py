@@ -5,7 +5,7 @@ import re
 _NAMES = {
     "CT": ("ct", "computed tomography"),
     "MRI": ("mr", "mri", "magnetic resonance imaging", "magnetic resonance"),
-    "X-ray": ("x ray", "xray", "cr", "dx", "rg", "radiograph", "radiography"),
+    "X-Ray": ("x ray", "xray", "cr", "dx", "rg", "radiograph", "radiography"),
     "Ultrasound": ("us", "ultrasound", "ultrasonography"),
     "PET": ("pt", "pet", "positron emission tomography"),
     "Nuclear medicine": ("nm", "nuclear medicine"),

@@ -5,7 +5,7 @@ A folder (or a zip of one) holds `train.jsonl`, `validation.jsonl` and `test.jso
 
     {"id": "p7-1", "images": ["p7/chest.dcm"], "question": "Is there an effusion?", "answer": "yes"}
     {"id": "p7-2", "images": ["p7/chest.dcm"], "question": "Which side?", "answer": "left", "options": ["left", "right"],
-     "boxes": [{"label": "effusion", "xyxy_1000": [520, 610, 880, 930]}], "modality": "X-ray", "split": "train"}
+     "boxes": [{"label": "effusion", "xyxy_1000": [520, 610, 880, 930]}], "modality": "X-Ray", "split": "train"}
 
 (each on one line). Fields; those with a star are needed:
 
@@ -15,9 +15,10 @@ images *        list of one or more paths, relative to the jsonl file, with "/":
 question *      text
 answer *        text; for a number, box or letter as `answer_type` says
 split           "train", "validation" or "test"; needed in questions.jsonl, and elsewhere nothing but the file's own
-options         list of two or more different texts, at most 26: the answers to choose from
+options         list of two or more different texts, at most 26: the answers to choose from, the right one spelt as in `answer`;
+                not with list and box
 answer_type     yes_no    "yes" or "no" in English, the words of the language otherwise
-                closed    one of few answers: one of `options`, if there are any
+                closed    one of few answers
                 open      free words
                 choice    a letter of `options`, which are shown with letters: "B"
                 number    2, "2.5" or "12 mm"
@@ -27,7 +28,7 @@ answer_type     yes_no    "yes" or "no" in English, the words of the language ot
                 without, "yes_no" for yes and no, otherwise "open"
 accepted        list of other answers that are as right
 kind            what is asked about, for tables: "organ", "size", ...; "question" if left out
-modality        "CT", "MRI", "X-ray", ... (common spellings are made one)
+modality        "CT", "MRI", "X-Ray", ... (common spellings are made one)
 language        "en" if left out, "zh", ...
 boxes           list of {"label": text, "xyxy_1000": [x1, y1, x2, y2], "image": number}: what is to be seen where. In thousandths of
                 the image's width and height from its top left corner, x1 < x2, y1 < y2. `image` counts from 0 and may be left out.
@@ -175,12 +176,14 @@ def _texts(row: dict, key: str, least: int = 0) -> tuple[str, ...]:
 
 
 def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
-    """(type, answer as text), by the rules above."""
+    """(type, answer as text), by the rules of the format."""
     given = row.get("answer_type")
     if given is not None and given not in tuple(AnswerType):
         raise _Fault(f"answer_type: use one of {_TYPES}")
     value = row.get("answer")
     if given == AnswerType.BOX:
+        if options:
+            raise _Fault("options: not with answer_type box")
         return AnswerType.BOX, _box_answer(value)
     if given == AnswerType.NUMBER and isinstance(value, float) and math.isfinite(value):
         return AnswerType.NUMBER, repr(value)
@@ -198,14 +201,14 @@ def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
     match AnswerType(given):
         case AnswerType.CHOICE if not is_letter:
             raise _Fault("answer: no letter of the options")
-        case AnswerType.CLOSED if options and not is_text:
-            raise _Fault("answer: none of the options")
+        case AnswerType.LIST if options:
+            raise _Fault("options: not with answer_type list")
         case AnswerType.YES_NO if row.get("language", "en") == "en" and answer.lower() not in ("yes", "no"):
             raise _Fault("answer: neither yes nor no")
         case AnswerType.NUMBER if not _NUMBER.fullmatch(answer):
             raise _Fault("answer: no number")
-        case AnswerType.YES_NO | AnswerType.OPEN | AnswerType.NUMBER | AnswerType.LIST if options:
-            raise _Fault(f"options: not with answer_type {given}")
+        case AnswerType.YES_NO | AnswerType.CLOSED | AnswerType.OPEN | AnswerType.NUMBER if options and not is_text:
+            raise _Fault("answer: none of the options")
     return AnswerType(given), answer
 
 

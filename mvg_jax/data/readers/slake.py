@@ -39,6 +39,9 @@ _NO = ("no", "否", "不", "不是", "不对", "没有", "无", "不包含", "�
 _NORMAL = {"正常": _YES, "不正常": _NO, "异常": _NO}
 _ASKS_NORMAL = re.compile("(?<!不)正常")
 _NUMBER = re.compile(r"\d+(\.\d+)?( ?(mm|cm))?")
+# Orders of a line of mask.txt. Names may begin or end with a number too: the order that fits more lines is the file's.
+_NUMBER_FIRST = re.compile(r"\s*(?P<id>\d+)\W+(?P<label>\w.*?)\s*")
+_NUMBER_LAST = re.compile(r"\s*(?P<label>\w.*?)\W+(?P<id>\d+)\W*")
 _COMMAS = re.compile("[,，、]")
 
 
@@ -220,14 +223,12 @@ def _beside(files: Files, name: str, other: str) -> str | None:
 def _labels(files: Files) -> dict[str, set[int]]:
     """Label -> its ids, by mask.txt. A line without a number is a heading; the background, 0, is no label."""
     name = files.need("mask.txt")
+    lines = _decoded(files, name).splitlines()
+    first, last = ([m for m in map(order.fullmatch, lines) if m] for order in (_NUMBER_FIRST, _NUMBER_LAST))
     labels: dict[str, set[int]] = {}
-    for line in _decoded(files, name).splitlines():
-        number_first = re.fullmatch(r"\s*(\d+)\W+(\w.*?)\s*", line)
-        number_last = re.fullmatch(r"\s*(.*\w)\W+(\d+)\W*", line)
-        if match := number_first or number_last:
-            number, label = match.groups() if number_first else match.groups()[::-1]
-            if int(number):
-                labels.setdefault(" ".join(label.split()), set()).add(int(number))
+    for match in first if len(first) >= len(last) else last:
+        if number := int(match["id"]):
+            labels.setdefault(" ".join(match["label"].split()), set()).add(number)
     if not labels:
         raise RunError(f'{name} of {files.root}: no line reads "<number>: <name>" or "<name>: <number>"')
     return labels
