@@ -33,7 +33,11 @@ _KINDS = {"side": "Position", "compare": "Position", "count": "Quantity"} | {kin
 _SYNONYMS = {True: ("是的", "是", "包含"), False: ("不是", "不包含", "没有")}
 _TABLES = {
     "en_disease": ("disease#attribute#value", "Simple Cyst#location#Liver, Kidney"),
-    "en_organ": ("organ#attribute#value", "Liver#Function#Store nutrients, Produce bile", "Spleen#Function#Filter blood"),
+    "en_organ": (
+        "organ#attribute#value",
+        "Liver#Function#Store nutrients, Produce bile",
+        "Spleen#Function#Filter blood",
+    ),
     "en_organ_rel": ("organ#attribute#value", "Liver#Belong to#Digestive System"),
     "disease": ("疾病#属性#值", "囊肿#部位#肝脏"),
     "organ": ("器官#属性#值", "肝脏#功能#分泌胆汁"),
@@ -42,7 +46,7 @@ _TABLES = {
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes the questions and adds their images. RunError for an unknown split or layout, FileExistsError for a split that is there."""
+    """Writes questions and images. RunError for an unknown split or layout; FileExistsError for a split that is there."""
     if layout not in LAYOUTS or split not in SPLITS:
         raise RunError(f"slake has the layouts {', '.join(LAYOUTS)} and the splits {', '.join(SPLITS)}")
     tasks = [task for task in tasks if len(task.images) == 1]
@@ -56,7 +60,9 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
         asked = [_row(number, task, _answer(task, number)) for task in group] + _extra_rows(number, group[0])
         first = _QUESTIONS_OF_A_SPLIT * SPLITS.index(split) + len(rows)
         asked = [row | {"qid": first + i} for i, row in enumerate(asked)]
-        files |= {f"imgs/xmlab{number}/{name}": content for name, content in _files(number, group[0], ids, asked).items()}
+        files |= {
+            f"imgs/xmlab{number}/{name}": content for name, content in _files(number, group[0], ids, asked).items()
+        }
         rows += asked
     name = "validate" if (split, layout) == ("validation", "original") else split
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +105,11 @@ def _extra_rows(number: int, task: Task) -> list[dict[str, Any]]:
         listed = {"question": "What is marked in this image?", "answer_type": "OPEN", "content_type": "Abnormality"}
         rows.append(_row(number, task, ", ".join(labels)) | listed)
     if number % 5 == 1:
-        known = {"question": "Which organ system does the liver belong to?", "answer_type": "OPEN", "content_type": "KG"}
+        known = {
+            "question": "Which organ system does the liver belong to?",
+            "answer_type": "OPEN",
+            "content_type": "KG",
+        }
         triple = {"base_type": "kvqa", "triple": ["Liver", "Belong to", "_"]}
         rows.append(_row(number, task, "Digestive System") | known | triple)
     return rows

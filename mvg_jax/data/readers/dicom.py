@@ -11,7 +11,7 @@ from mvg_jax.data.dicom import headers
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, FileImage, is_dicom
 from mvg_jax.data.modality import MODALITIES, wordings
-from mvg_jax.data.records import DataSet, Record, ReadReport
+from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
 

@@ -52,7 +52,7 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.modality import spelt
 from mvg_jax.data.readers.json_rows import text
-from mvg_jax.data.records import DataSet, Record, ReadReport
+from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType, Box
 from mvg_jax.errors import RunError
 from mvg_jax.tools.spec import ToolCall
@@ -193,7 +193,9 @@ def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
     if given is None:
         if options and is_text == is_letter:
             raise _Fault(
-                "answer: both an option's text and a letter" if is_text else "answer: none of the options, nor its letter"
+                "answer: both an option's text and a letter"
+                if is_text
+                else "answer: none of the options, nor its letter"
             )
         if options:
             return (AnswerType.CLOSED if is_text else AnswerType.CHOICE), answer

@@ -14,7 +14,7 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.modality import spelt
 from mvg_jax.data.readers import json_rows
-from mvg_jax.data.records import DataSet, Record, ReadReport
+from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
 

@@ -22,7 +22,7 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, FileImage
 from mvg_jax.data.modality import spelt
 from mvg_jax.data.readers import json_rows
-from mvg_jax.data.records import DataSet, Record, ReadReport
+from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType, Box
 from mvg_jax.errors import RunError
 
@@ -64,28 +64,11 @@ def read(files: Files, split: str) -> DataSet:
             seen[path] = _image(files, path, report)
         image, boxes = seen[path]
         if image is None:
-            report.drop(f"row {number}: {path}", "no such image, or no image")
+            report.drop(f"row {number}: {path}", "no such image, or an unreadable one")
             continue
-        question, answer = json_rows.text(row, "question"), json_rows.text(row, "answer")
-        answer_type, accepted = _answer_type(row["answer_type"].strip().upper() == "CLOSED", question, answer)
-        kind = json_rows.text(row, "content_type")
         qid = json_rows.text(row, "qid") or f"row{number}"
-        records.append(
-            Record(
-                id=json_rows.unique(f"slake/{published}/{qid}", ids, report),
-                dataset="slake",
-                split=published,
-                kind="KG" if row.get("base_type") == "kvqa" else _KINDS.get(kind.lower(), kind),
-                images=(image,),
-                question=question,
-                answer=answer,
-                answer_type=answer_type,
-                accepted=accepted,
-                modality=spelt(json_rows.text(row, "modality")),
-                language=language,
-                boxes=boxes,
-            )
-        )
+        name = json_rows.unique(f"slake/{published}/{qid}", ids, report)
+        records.append(_record(name, published, row, language, image, boxes))
     return DataSet("slake", split, tuple(records), report)
 
 
@@ -121,7 +104,9 @@ def knowledge(files: Files, language: str = "en") -> dict[str, dict[str, str]]:
     Several values of one relation are joined by commas. RunError when there is no graph, or a line is no triple.
     """
     start = "en_" if language == "en" else ""
-    tables = [files.find(f"KG/{start}{table}.csv", f"{start}{table}.csv") for table in ("disease", "organ", "organ_rel")]
+    tables = [
+        files.find(f"KG/{start}{table}.csv", f"{start}{table}.csv") for table in ("disease", "organ", "organ_rel")
+    ]
     if not any(tables):
         raise RunError(f"{files.root} holds no KG/{start}disease.csv, KG/{start}organ.csv or KG/{start}organ_rel.csv")
     graph: dict[str, dict[str, list[str]]] = {}
@@ -151,11 +136,33 @@ def _fault(row, language: str) -> str | None:
     return None
 
 
+def _record(name: str, split: str, row: dict, language: str, image: FileImage, boxes: tuple[Box, ...]) -> Record:
+    """The record of a row without faults."""
+    question, answer, kind = (json_rows.text(row, key) for key in ("question", "answer", "content_type"))
+    answer_type, accepted = _answer_type(row["answer_type"].strip().upper() == "CLOSED", question, answer)
+    return Record(
+        id=name,
+        dataset="slake",
+        split=split,
+        kind="KG" if row.get("base_type") == "kvqa" else _KINDS.get(kind.lower(), kind),
+        images=(image,),
+        question=question,
+        answer=answer,
+        answer_type=answer_type,
+        accepted=accepted,
+        modality=spelt(json_rows.text(row, "modality")),
+        language=language,
+        boxes=boxes,
+    )
+
+
 def _answer_type(closed: bool, question: str, answer: str) -> tuple[AnswerType, tuple[str, ...]]:
     """(type, other answers that are as right)."""
     said = answer.lower().rstrip(".。")
     if closed:
-        if said in _NORMAL and not (_ASKS_NORMAL.search(question) and "不正常" not in question and "异常" not in question):
+        if said in _NORMAL and not (
+            _ASKS_NORMAL.search(question) and "不正常" not in question and "异常" not in question
+        ):
             return AnswerType.CLOSED, ()
         same = _NORMAL.get(said) or next((words for words in (_YES, _NO) if said in words), ())
         accepted = () if said in ("yes", "no") else tuple(word for word in same if word != said)
