@@ -193,7 +193,9 @@ def test_a_bad_line_is_named_with_its_reason(root, other, reason):
     assert fault(root, line(**({"id": "2"} | other))) == reason
 
 
-@pytest.mark.parametrize("xyxy", [[0, 0, 1200, 800], [5, 0, 5, 9], [0, 0, 1], [0, 0, True, 1], [0, 0, float("nan"), 1], "0 0 1 1"])
+@pytest.mark.parametrize(
+    "xyxy", [[0, 0, 1200, 800], [5, 0, 5, 9], [0, 0, 1], [0, 0, True, 1], [0, 0, float("nan"), 1], "0 0 1 1"]
+)
 def test_boxes_are_thousandths_and_nothing_else(root, xyxy):
     told = "boxes: needs [x1, y1, x2, y2] in thousandths of the image, x1 < x2, y1 < y2"
     assert fault(root, line(id="2", boxes=[BOX | {"xyxy_1000": xyxy}])) == told

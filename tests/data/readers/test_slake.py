@@ -69,7 +69,12 @@ def test_a_row_becomes_a_record(root):
     write(root, row(qid=7))
     record = only(root)
     assert (record.id, record.dataset, record.split, record.kind) == ("slake/train/7", "slake", "train", "Modality")
-    assert (record.answer, record.answer_type, record.modality, record.language) == ("MRI", AnswerType.OPEN, "MRI", "en")
+    assert (record.answer, record.answer_type, record.modality, record.language) == (
+        "MRI",
+        AnswerType.OPEN,
+        "MRI",
+        "en",
+    )
     assert record.task().images[0].pixels.shape == (HEIGHT, WIDTH)
 
 
@@ -203,7 +208,10 @@ def test_an_image_without_boxes(root, content):
 @pytest.mark.parametrize(
     ("content", "note"),
     [
-        ('[{"Mass": [1, 2, 3]}, {"Mass": [1, 2, 3, NaN]}, 5]', "3 times: a box of detection.json that is not [x, y, w, h]"),
+        (
+            '[{"Mass": [1, 2, 3]}, {"Mass": [1, 2, 3, NaN]}, 5]',
+            "3 times: a box of detection.json that is not [x, y, w, h]",
+        ),
         ("{", "1 times: a detection.json that is no list"),
     ],
 )
@@ -279,7 +287,12 @@ IDS[:10], IDS[10:20] = 3, 12
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
 @pytest.mark.parametrize(
-    "lines", ["0: background\n3: Left Lung\n12: Liver\n30: Mass\n", "Left Lung 3\nLiver 12\nMass 30\n", "id name\n3\tLeft Lung\r\n12\tLiver"]
+    "lines",
+    [
+        "0: background\n3: Left Lung\n12: Liver\n30: Mass\n",
+        "Left Lung 3\nLiver 12\nMass 30\n",
+        "id name\n3\tLeft Lung\r\n12\tLiver",
+    ],
 )
 def test_masks_in_every_mode_and_order_of_lines(root, mode, lines):
     write(root, row())
@@ -334,7 +347,11 @@ def test_a_mask_txt_without_names(root):
 
 
 def test_knowledge_is_a_lookup(tmp_path):
-    put(tmp_path, "KG/en_disease.csv", "disease#attribute#value\nPneumonia#symptom#cough, fever\nPneumonia#Symptom#chill\n")
+    put(
+        tmp_path,
+        "KG/en_disease.csv",
+        "disease#attribute#value\nPneumonia#symptom#cough, fever\nPneumonia#Symptom#chill\n",
+    )
     put(tmp_path, "KG/en_organ.csv", "organ#attribute#value\nHeart#Function#pump blood\n\n")
     put(tmp_path, "KG/organ.csv", "器官#属性#值\n心脏#功能#泵血\n".encode("gb18030"))
     assert slake.knowledge(Files(tmp_path)) == {
