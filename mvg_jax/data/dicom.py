@@ -17,6 +17,7 @@ Enhanced multi-frame files say these things per frame or once for all; both are 
 import dataclasses
 import hashlib
 import io
+import logging
 import math
 import warnings
 import zlib
@@ -29,6 +30,11 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from mvg_jax.data.images import MAX_PIXELS, BadImage, deep
 from mvg_jax.data.modality import MODALITIES, spelt
 from mvg_jax.data.task import NativeImage
+
+# pydicom warns of every slip in a header; what cannot be read is told by BadImage. Set once: filters are not for threads.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 MAX_INFLATED = 512 * 1024**2  # bytes a deflated file may unpack to
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -43,9 +49,7 @@ _MAX_TEXT = 200
 def decode_dicom(content: bytes, name: str, frame: int = 0) -> NativeImage:
     """Frame `frame` of a DICOM file: uint8 [H, W] or [H, W, 3], or uint16 [H, W]. BadImage names file and fault."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of every slip in a header
-            return _image(_dataset(content, name), name, frame)
+        return _image(_dataset(content, name), name, frame)
     except BadImage:
         raise
     except Exception as error:  # pydicom and its decoders raise whatever comes over them on hostile bytes
@@ -60,19 +64,17 @@ def headers(content: bytes, name: str) -> dict[str, Any]:
     pixel data. study: a hash by which files of one study are known.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = _dataset(content, name)
-            modality = spelt(str(data.get("Modality", "")))
-            study = data.get("StudyInstanceUID") or data.get("SeriesInstanceUID") or data.get("SOPInstanceUID") or name
-            return {
-                "modality": modality if modality in MODALITIES else "",
-                "body_part": _line(str(data.get("BodyPartExamined", "") or "")).lower(),
-                "plane": _plane(_attribute(data, 0, "PlaneOrientationSequence", "ImageOrientationPatient")),
-                "study_description": _line(str(data.get("StudyDescription", "") or "")).lower(),
-                "frames": _frames(data) if _pixels_there(data) else 0,
-                "study": hashlib.sha256(str(study).encode()).hexdigest()[:16],
-            }
+        data = _dataset(content, name)
+        modality = spelt(str(data.get("Modality", "")))
+        study = data.get("StudyInstanceUID") or data.get("SeriesInstanceUID") or data.get("SOPInstanceUID") or name
+        return {
+            "modality": modality if modality in MODALITIES else "",
+            "body_part": _line(str(data.get("BodyPartExamined", "") or "")).lower(),
+            "plane": _plane(_attribute(data, 0, "PlaneOrientationSequence", "ImageOrientationPatient")),
+            "study_description": _line(str(data.get("StudyDescription", "") or "")).lower(),
+            "frames": _frames(data) if _pixels_there(data) else 0,
+            "study": hashlib.sha256(str(study).encode()).hexdigest()[:16],
+        }
     except BadImage:
         raise
     except Exception as error:  # as above

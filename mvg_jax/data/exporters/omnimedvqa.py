@@ -8,9 +8,10 @@ of modalities are as dirty as the published ones. The first task's gold stands a
 comes a row whose gold is none of the options.
 """
 
+import contextlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
 
 LAYOUTS = ("folder", "zip")
-SPLITS = {"open": "Open-access", "restricted": "Restricted-access"}
+SPLITS = {"open_access": "Open-access", "restricted_access": "Restricted-access"}
 SOURCES = ("Phantoms", "Chest CT Scan")
 
 _DIRTY = {
@@ -32,35 +33,23 @@ _DIRTY = {
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes questions and images. RunError for an unknown split or layout, or files of this split that are there."""
+    """Writes questions and images. RunError for an unknown split or layout, and for a split that is there."""
     if layout not in LAYOUTS or split not in SPLITS:
         raise RunError(f"omnimedvqa has the layouts {', '.join(LAYOUTS)} and the splits {', '.join(SPLITS)}")
-    fitting = [task for task in tasks if 2 <= len(task.options) <= 4 and len(task.images) == 1]
-    rows: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
-    files: dict[str, bytes] = {}
-    for index, task in enumerate(fitting):
-        source = SOURCES[index % len(SOURCES)]
-        image = f"Images/{source}/{split}/{task.kind}/{index // len(SOURCES):06d} ({index % 10}).png"
-        files[image] = encode_image(to_8bit(task.images[0]), "PNG")
-        rows[source].append(_row(task, source, split, index, image))
-    if fitting:
-        rows[SOURCES[0]][0] = _twice(rows[SOURCES[0]][0])
-        rows[SOURCES[0]].append(rows[SOURCES[0]][0] | {"gt_answer": "none of these", "question_id": "Phantoms_dirty"})
-    for source, asked in rows.items():
-        files[f"QA_information/{SPLITS[split]}/{source}.json"] = json.dumps(asked, indent=1).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    if layout == "zip":
-        with zipfile.ZipFile(folder / "OmniMedVQA.zip", "a") as archive:
-            if there := sorted({f"OmniMedVQA/{name}" for name in files} & set(archive.namelist())):
-                raise RunError(f"{folder / 'OmniMedVQA.zip'} has {there[0]} already")
-            for name, content in files.items():
-                archive.writestr(f"OmniMedVQA/{name}", content)
-        return
-    if there := [name for name in files if (folder / name).exists()]:
-        raise RunError(f"{folder / there[0]} is there already")
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+    rows: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
+    with _writer(folder, layout, f"QA_information/{SPLITS[split]}/{SOURCES[0]}.json") as put:
+        fitting = (task for task in tasks if 2 <= len(task.options) <= 4 and len(task.images) == 1)
+        for index, task in enumerate(fitting):
+            source = SOURCES[index % len(SOURCES)]
+            image = f"Images/{source}/{split}/{task.kind}/{index // len(SOURCES):06d} ({index % 10}).png"
+            put(image, encode_image(to_8bit(task.images[0]), "PNG"))
+            rows[source].append(_row(task, source, split, index, image))
+        if first := rows[SOURCES[0]]:
+            first[0] = _twice(first[0])
+            first.append(first[0] | {"gt_answer": "none of these", "question_id": "Phantoms_dirty"})
+        for source, asked in rows.items():
+            put(f"QA_information/{SPLITS[split]}/{source}.json", json.dumps(asked, indent=1).encode())
 
 
 def _row(task: Task, source: str, split: str, index: int, image: str) -> dict[str, Any]:
@@ -83,3 +72,22 @@ def _twice(row: dict[str, Any]) -> dict[str, Any]:
     letters = [letter for letter in "ABCD" if f"option_{letter}" in row]
     wrong = [letter for letter in letters if row[f"option_{letter}"] != row["gt_answer"]]
     return row | {f"option_{(wrong or letters)[-1]}": row["gt_answer"]}
+
+
+@contextlib.contextmanager
+def _writer(folder: Path, layout: str, sign: str) -> Iterator[Callable[[str, bytes], None]]:
+    """Gives `put(name, content)`, which writes a file below the folder or into the zip. RunError if there is a file `sign`."""
+    if layout == "folder":
+        if (folder / sign).exists():
+            raise RunError(f"{folder / sign} is there already")
+
+        def put(name: str, content: bytes) -> None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+        yield put
+    else:
+        with zipfile.ZipFile(folder / "OmniMedVQA.zip", "a") as archive:
+            if f"OmniMedVQA/{sign}" in archive.namelist():
+                raise RunError(f"{sign} is there already, in {folder / 'OmniMedVQA.zip'}")
+            yield lambda name, content: archive.writestr(f"OmniMedVQA/{name}", content)

@@ -8,11 +8,11 @@ labels an English one whose answer is a list; a question about the knowledge gra
 answers in drifting case. Boxes become detection.json and, as ellipses, mask.png.
 """
 
+import contextlib
 import hashlib
 import json
-import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ _IMAGES_OF_A_SPLIT, _QUESTIONS_OF_A_SPLIT = 10**5, 10**6
 _MASK_MODES = ("L", "RGB", "RGBA")
 # Our kinds of question in SLAKE's words.
 _KINDS = {"side": "Position", "compare": "Position", "count": "Quantity"} | {kind.lower(): kind for kind in KINDS}
+_MASK_LINES = {"original": "{1}: {0}\n", "hub": "{0} {1}\n"}
+_TABLES_THERE = {"original": "KG", "hub": "KG.zip"}
 _SYNONYMS = {True: ("是的", "是", "包含"), False: ("不是", "不包含", "没有")}
 _TABLES = {
     "en_disease": ("disease#attribute#value", "Simple Cyst#location#Liver, Kidney"),
@@ -49,27 +51,36 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
     """Writes questions and images. RunError for an unknown split or layout; FileExistsError for a split that is there."""
     if layout not in LAYOUTS or split not in SPLITS:
         raise RunError(f"slake has the layouts {', '.join(LAYOUTS)} and the splits {', '.join(SPLITS)}")
-    tasks = [task for task in tasks if len(task.images) == 1]
-    ids = _mask_ids(folder / "mask.txt", [box.label for task in tasks for box in task.boxes], layout)
-    by_image: dict[str, list[Task]] = {}
-    for task in tasks:
-        by_image.setdefault(hashlib.sha256(task.images[0].pixels.tobytes()).hexdigest(), []).append(task)
-    rows: list[dict[str, Any]] = []
-    files: dict[str, bytes] = {}
-    for number, group in enumerate(by_image.values(), start=1 + _IMAGES_OF_A_SPLIT * SPLITS.index(split)):
-        asked = [_row(number, task, _answer(task, number)) for task in group] + _extra_rows(number, group[0])
-        first = _QUESTIONS_OF_A_SPLIT * SPLITS.index(split) + len(rows)
-        asked = [row | {"qid": first + i} for i, row in enumerate(asked)]
-        files |= {
-            f"imgs/xmlab{number}/{name}": content for name, content in _files(number, group[0], ids, asked).items()
-        }
-        rows += asked
-    name = "validate" if (split, layout) == ("validation", "original") else split
     folder.mkdir(parents=True, exist_ok=True)
+    name = "validate" if (split, layout) == ("validation", "original") else split
+    first = 1 + _IMAGES_OF_A_SPLIT * SPLITS.index(split)
+    ids, asked = _mask_ids(folder / "mask.txt", layout), {}
     with open(folder / f"{name}.json", "x", encoding="utf-8") as file:
+        with _writer(folder, "imgs", layout) as put:
+            for task in tasks:
+                if len(task.images) != 1:
+                    continue
+                key = hashlib.sha256(task.images[0].pixels.tobytes()).hexdigest()
+                number = first + len(asked)
+                if key in asked:
+                    number = asked[key][0]["img_id"]
+                else:
+                    asked[key] = _extra_rows(number, task)
+                    for beside, content in _files(task, number, ids).items():
+                        put(f"imgs/xmlab{number}/{beside}", content)
+                asked[key].append(_row(number, task, _answer(task, number)))
+            rows = [row for rows_of_image in asked.values() for row in rows_of_image]
+            for qid, row in enumerate(rows, start=_QUESTIONS_OF_A_SPLIT * SPLITS.index(split)):
+                row["qid"] = qid
+            for rows_of_image in asked.values():
+                content = json.dumps(rows_of_image, ensure_ascii=False).encode()
+                put(f"imgs/xmlab{rows_of_image[0]['img_id']}/question.json", content)
         json.dump(rows, file, ensure_ascii=False, indent=1)
-    _add(folder, "imgs", files, layout)
-    _add(folder, "KG", {f"KG/{name}.csv": "\n".join(lines).encode() for name, lines in _TABLES.items()}, layout)
+    (folder / "mask.txt").write_text("".join(_MASK_LINES[layout].format(*item) for item in ids.items()), "utf-8")
+    if not (folder / _TABLES_THERE[layout]).exists():
+        with _writer(folder, "KG", layout) as put:
+            for table, lines in _TABLES.items():
+                put(f"KG/{table}.csv", "\n".join(lines).encode())
 
 
 def _row(number: int, task: Task, answer: str, **other: Any) -> dict[str, Any]:
@@ -115,19 +126,21 @@ def _extra_rows(number: int, task: Task) -> list[dict[str, Any]]:
     return rows
 
 
-def _files(number: int, task: Task, ids: dict[str, int], rows: list[dict[str, Any]]) -> dict[str, bytes]:
-    """What lies beside an image, and the image."""
+def _files(task: Task, number: int, ids: dict[str, int]) -> dict[str, bytes]:
+    """The image and what lies beside it. New labels get their ids."""
     pixels = to_8bit(task.images[0])
     height, width = pixels.shape[:2]
     detection = [{box.label: _xywh(box, height, width)} for box in task.boxes]
     mask = np.zeros((height, width), np.uint8)
     for box in task.boxes:
-        mask[_ellipse(box, height, width)] = ids[box.label]
+        number_of_label = ids.setdefault(box.label, len(ids) + 1)
+        if number_of_label > 255:
+            raise RunError("mask.png holds 255 labels, and there are more")
+        mask[_ellipse(box, height, width)] = number_of_label
     return {
         "source.jpg": encode_image(pixels, "JPEG"),
         "mask.png": encode_image(mask, "PNG", _MASK_MODES[number % len(_MASK_MODES)]),
         "detection.json": json.dumps(detection).encode(),
-        "question.json": json.dumps(rows, ensure_ascii=False).encode(),
     }
 
 
@@ -143,30 +156,23 @@ def _ellipse(box: Box, height: int, width: int) -> np.ndarray:
     return ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 <= 1
 
 
-def _mask_ids(path: Path, labels: Sequence[str], layout: str) -> dict[str, int]:
-    """Label -> id; new labels are added to mask.txt, which need not be there."""
-    pattern = re.compile(r"(?P<id>\d+): (?P<label>.+)" if layout == "original" else r"(?P<label>.+) (?P<id>\d+)")
+def _mask_ids(path: Path, layout: str) -> dict[str, int]:
+    """Label -> id, of the splits written before."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    ids = {match["label"]: int(match["id"]) for match in map(pattern.fullmatch, lines)}
-    for label in labels:
-        ids.setdefault(label, len(ids) + 1)
-    if max(ids.values(), default=0) > 255:
-        raise RunError(f"mask.png holds 255 labels, not {len(ids)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = "{id}: {label}\n" if layout == "original" else "{label} {id}\n"
-    path.write_text("".join(line.format(id=id, label=label) for label, id in ids.items()), encoding="utf-8")
-    return ids
+    pairs = (line.split(": ", 1)[::-1] if layout == "original" else line.rsplit(" ", 1) for line in lines)
+    return {label: int(number) for label, number in pairs}
 
 
-def _add(folder: Path, archive: str, files: dict[str, bytes], layout: str) -> None:
-    """Writes files, or adds those that are not there yet to a zip."""
+@contextlib.contextmanager
+def _writer(folder: Path, archive: str, layout: str) -> Iterator[Callable[[str, bytes], None]]:
+    """Gives `put(name, content)`, which writes a file below the folder or into a zip there."""
     if layout == "original":
-        for name, content in files.items():
+
+        def put(name: str, content: bytes) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        return
-    with zipfile.ZipFile(folder / f"{archive}.zip", "a") as file:
-        there = set(file.namelist())
-        for name, content in files.items():
-            if name not in there:
-                file.writestr(name, content)
+
+        yield put
+    else:
+        with zipfile.ZipFile(folder / f"{archive}.zip", "a") as file:
+            yield file.writestr

@@ -1,8 +1,8 @@
 """OmniMedVQA: multiple-choice questions on images of 73 other data sets, made from their labels. For evaluation.
 
 Expects the folder or zip as published: `QA_information/{Open-access,Restricted-access}/<source>.json` and `Images/<source>/...`.
-It has no train and test; "open" is what comes with images and what papers report on, "restricted" needs images from their
-owners, "all" is both.
+It has no train and test: "open_access" is what comes with images and what papers report on, "restricted_access" needs images
+from their owners, "all" is both.
 
 The gold is text. Its letter is that of the last option with this text, as the public evaluators have it; where several options
 read the same, the others are accepted too.
@@ -18,7 +18,11 @@ from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
 
-_FOLDERS = {"open": ("open-access",), "restricted": ("restricted-access",), "all": ("open-access", "restricted-access")}
+_FOLDERS = {
+    "open_access": ("open-access",),
+    "restricted_access": ("restricted-access",),
+    "all": ("open-access", "restricted-access"),
+}
 SPLITS = tuple(_FOLDERS)
 
 
@@ -33,8 +37,8 @@ def read(files: Files, split: str) -> DataSet:
         raise RunError(f"{files.root} holds no QA_information/{' or '.join(_FOLDERS[split])}/*.json")
     report, records, ids = ReadReport(f"omnimedvqa/{split}"), [], set()
     for name in sources:
-        folder, source = name.split("/")[-2], name.split("/")[-1][: -len(".json")]
-        access = "open" if folder.lower() == "open-access" else "restricted"
+        source = name.split("/")[-1][: -len(".json")]
+        access = "open_access" if "open-access" in name.lower().split("/") else "restricted_access"
         for number, row in enumerate(json_rows.load_list(files, name)):
             report.rows += 1
             made = _record(files, row, f"omnimedvqa/{source}", number, access, ids, report)

@@ -52,7 +52,7 @@ def test_tasks_come_back(root, split):
 
 
 def test_the_first_gold_stands_twice(root):
-    records = readers.read("omnimedvqa", root, "open").records
+    records = readers.read("omnimedvqa", root, "open_access").records
     (record,) = [r for r in records if r.question == "What is 0?"]
     assert (record.options, record.answer, record.accepted) == (("cyst", "mass", "mass"), "C", ("B",))
 
@@ -69,8 +69,8 @@ def test_one_file_says_modality(root):
 
 def test_what_has_no_place_is_left_out(tmp_path):
     odd = [task(6, ()), task(7, ("a", "b", "c", "d", "mass")), _two_images(task(8))]
-    exporter.export([TASKS[1], *odd], tmp_path, "open", "folder")
-    (record,) = readers.read("omnimedvqa", tmp_path, "open").records
+    exporter.export([TASKS[1], *odd], tmp_path, "open_access", "folder")
+    (record,) = readers.read("omnimedvqa", tmp_path, "open_access").records
     assert record.question == "What is 1?"
 
 
@@ -80,6 +80,6 @@ def _two_images(made):
 
 @pytest.mark.parametrize("layout", exporter.LAYOUTS)
 def test_nothing_is_overwritten(tmp_path, layout):
-    exporter.export(TASKS, tmp_path, "open", layout)
+    exporter.export(TASKS, tmp_path, "open_access", layout)
     with pytest.raises(RunError, match="already"):
-        exporter.export(TASKS, tmp_path, "open", layout)
+        exporter.export(TASKS, tmp_path, "open_access", layout)

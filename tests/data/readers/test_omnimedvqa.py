@@ -53,7 +53,7 @@ def write(root, *rows, source="Chest CT Scan", folder=OPEN):
 
 
 def only(root):
-    (record,) = readers.read("omnimedvqa", root, "open").records
+    (record,) = readers.read("omnimedvqa", root, "open_access").records
     return record
 
 
@@ -95,7 +95,7 @@ def test_of_options_with_the_same_text_the_last_is_gold(root):
 
 def test_gold_in_another_case(root):
     write(root, row(gt_answer=" Mass "))
-    data = readers.read("omnimedvqa", root, "open")
+    data = readers.read("omnimedvqa", root, "open_access")
     assert data.records[0].answer == "B"
     assert "1 times: gt_answer in another case than its option" in str(data.report)
 
@@ -134,7 +134,7 @@ def test_bad_rows_are_dropped_with_reasons(root):
         row(image_path=3),
         [1],
     )
-    data = readers.read("omnimedvqa", root, "open")
+    data = readers.read("omnimedvqa", root, "open_access")
     assert (len(data), data.report.rows) == (1, 8)
     assert data.report.dropped == {
         "gt_answer is none of the options": 1,
@@ -150,15 +150,17 @@ def test_bad_rows_are_dropped_with_reasons(root):
 def test_open_and_restricted(root):
     write(root, row())
     write(root, row(question_id="r"), source="Other", folder=RESTRICTED)
-    splits = {split: readers.read("omnimedvqa", root, split).records for split in ("open", "restricted", "all")}
-    assert [r.split for r in splits["open"]] == ["open"]
-    assert [r.id for r in splits["restricted"]] == ["omnimedvqa/Other/r"]
-    assert {r.split for r in splits["all"]} == {"open", "restricted"}
+    splits = {
+        split: readers.read("omnimedvqa", root, split).records for split in ("open_access", "restricted_access", "all")
+    }
+    assert [r.split for r in splits["open_access"]] == ["open_access"]
+    assert [r.id for r in splits["restricted_access"]] == ["omnimedvqa/Other/r"]
+    assert {r.split for r in splits["all"]} == {"open_access", "restricted_access"}
 
 
 def test_repeated_ids_are_told_apart(root):
     write(root, row(), row())
-    assert [r.id for r in readers.read("omnimedvqa", root, "open").records] == [
+    assert [r.id for r in readers.read("omnimedvqa", root, "open_access").records] == [
         "omnimedvqa/Chest CT Scan/Chest_0001",
         "omnimedvqa/Chest CT Scan/Chest_0001#2",
     ]
@@ -166,4 +168,4 @@ def test_repeated_ids_are_told_apart(root):
 
 def test_a_folder_without_questions(root):
     with pytest.raises(RunError, match=r"QA_information/open-access/\*\.json"):
-        readers.read("omnimedvqa", root, "open")
+        readers.read("omnimedvqa", root, "open_access")
