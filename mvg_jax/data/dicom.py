@@ -1,8 +1,10 @@
 """DICOM files: one frame as a native image, and the few facts of the header that questions can be made of.
 
-Pixel values are kept as stored; what the header says about them becomes slope, intercept, window, unit and spacing:
+Pixel values are kept as stored (signed ones above 0, floats and 32 bits in 16); what the header says about them becomes slope,
+intercept, window, unit and spacing:
 
-rescale     slope and intercept (modality LUTs are applied to the values); unit "HU" for CT.
+rescale     slope and intercept (modality LUTs are applied to the values); unit "HU" for CT that is rescaled, unless the header
+            gives another type of value.
 window      the first window of the header, centre -/+ width / 2 as the window tools have it (the standard's LINEAR function
             lies half a value beside, its SIGMOID is drawn straight). Without one: the full range of 8 bits or less, the
             0.5th to 99.5th percentile of more. Explicit VOI tables are not read.
@@ -39,6 +41,7 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 MAX_INFLATED = 512 * 1024**2  # bytes a deflated file may unpack to
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META = 132  # where the file's meta group begins: preamble and mark
+_RESCALING = "PixelValueTransformationSequence"
 _RGB_AFTER_DECODING = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _SQUARE = 1e-3  # relative difference of row and column spacing
 _STRAIGHT = 0.9  # least cosine between a slice's normal and a body axis; less is oblique
@@ -141,9 +144,13 @@ def _grey(data: pydicom.Dataset, frame: int, stored: np.ndarray, name: str) -> N
             -slope_of_pixels,
             both - intercept_of_pixels,
         )
-    hounsfield = data.get("Modality") == "CT" and not mirrored and (slope, intercept) != (1.0, 0.0)
-    unit = "HU" if hounsfield else "grey"
+    unit = "HU" if _is_hounsfield(data, frame) and not mirrored else "grey"
     return NativeImage(image.pixels, tuple(map(float, window)), slope_of_pixels, intercept_of_pixels, unit)
+
+
+def _is_hounsfield(data: pydicom.Dataset, frame: int) -> bool:
+    said = [_attribute(data, frame, _RESCALING, key) for key in ("RescaleIntercept", "RescaleType")]
+    return data.get("Modality") == "CT" and said[0] is not None and said[1] in (None, "", "HU")
 
 
 def _stored_range(data: pydicom.Dataset, stored: np.ndarray) -> tuple[float, float]:
@@ -155,8 +162,7 @@ def _stored_range(data: pydicom.Dataset, stored: np.ndarray) -> tuple[float, flo
 
 
 def _rescale(data: pydicom.Dataset, frame: int) -> tuple[float, float]:
-    group = "PixelValueTransformationSequence"
-    given = (_attribute(data, frame, group, "RescaleSlope"), _attribute(data, frame, group, "RescaleIntercept"))
+    given = [_attribute(data, frame, _RESCALING, key) for key in ("RescaleSlope", "RescaleIntercept")]
     slope, intercept = (default if v is None else float(v) for v, default in zip(given, (1.0, 0.0), strict=True))
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         raise ValueError(f"rescale slope {slope}, intercept {intercept}")

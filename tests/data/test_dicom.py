@@ -55,9 +55,18 @@ def test_rescaling_and_hounsfield_units():
     assert image.unit == "HU"
 
 
-def test_only_rescaled_ct_is_in_hounsfield_units():
-    assert decode_dicom(dicom_file(GREY, Modality="CT"), "x").unit == "grey"
-    assert decode_dicom(dicom_file(GREY, Modality="MR", RescaleSlope=2, RescaleIntercept=0), "x").unit == "grey"
+@pytest.mark.parametrize(
+    ("given", "unit"),
+    [
+        ({"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0}, "HU"),
+        ({"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}, "HU"),
+        ({"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US"}, "grey"),
+        ({"Modality": "CT"}, "grey"),
+        ({"Modality": "MR", "RescaleSlope": 2, "RescaleIntercept": 0}, "grey"),
+    ],
+)
+def test_only_rescaled_ct_is_in_hounsfield_units(given, unit):
+    assert decode_dicom(dicom_file(GREY, **given), "x").unit == unit
 
 
 @pytest.mark.parametrize("depth", [np.int16, np.int8])

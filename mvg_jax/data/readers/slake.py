@@ -84,7 +84,13 @@ def masks(record: Record) -> dict[str, np.ndarray]:
         return {}
     try:
         picture = Image.open(io.BytesIO(image.files.read(name)))
+        if picture.size != (size := _size(image)):
+            raise BadImage(
+                f"{name}: the mask is {picture.size[0]} x {picture.size[1]}, its image {size[0]} x {size[1]}"
+            )
         ids = np.asarray(picture)
+    except BadImage:
+        raise
     except Exception as error:  # Pillow's plugins raise whatever comes over them on hostile bytes
         raise BadImage(f"{name}: {type(error).__name__}: {error}") from error
     if ids.ndim == 3:
@@ -92,8 +98,6 @@ def masks(record: Record) -> dict[str, np.ndarray]:
         if (colours != colours[..., :1]).any():
             raise BadImage(f"{name}: a mask of ids has equal channels")
         ids = colours[..., 0]
-    if picture.size != (size := _size(image)):
-        raise BadImage(f"{name}: the mask is {picture.size[0]} x {picture.size[1]}, its image {size[0]} x {size[1]}")
     found = {label: np.isin(ids, list(numbers)) for label, numbers in _labels(image.files).items()}
     return {label: mask for label, mask in found.items() if mask.any()}
 
@@ -245,7 +249,11 @@ def _triples(files: Files, name: str):
     """(entity, relation, value) of each line. The published tables have a heading and "#" between fields."""
     lines = _decoded(files, name).splitlines()
     separator = next((s for s in "#\t" if lines and s in lines[0]), ",")
-    rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE)
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    try:
+        rows = list(csv.reader(lines, delimiter=separator, quoting=quoting))
+    except csv.Error as error:
+        raise RunError(f"{name} of {files.root} is no table: {error}") from error
     for number, row in enumerate(rows, start=1):
         fields = [" ".join(field.split()) for field in row]
         if number == 1 or not any(fields):

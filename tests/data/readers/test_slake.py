@@ -372,6 +372,12 @@ def test_a_line_that_is_no_triple(tmp_path):
         slake.knowledge(Files(tmp_path))
 
 
+def test_a_table_that_is_none(tmp_path):
+    put(tmp_path, "KG/en_organ.csv", "organ#attribute#value\nHeart#function#" + "x" * 200_000)
+    with pytest.raises(RunError, match=r"en_organ\.csv .*is no table"):
+        slake.knowledge(Files(tmp_path))
+
+
 def test_no_knowledge(tmp_path):
     with pytest.raises(RunError, match=r"en_disease\.csv"):
         slake.knowledge(Files(tmp_path))
