@@ -16,6 +16,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from mvg_jax.scoring.question import Protocol, Question
+
 MAX_CHARS = 200
 MAX_YES_NO_WORDS = 12
 
@@ -124,3 +126,11 @@ def _same_number(got: tuple[float, str, float] | None, wanted: tuple[float, str,
 
 def _items(text: str) -> frozenset[str]:
     return frozenset(filter(None, map(normalise, re.split(r"[,;]|\band\b", _fold(text)))))
+
+
+def score_question(question: Question, answer: str | None) -> float:
+    """1.0 if the answer is right for its kind of question, else 0.0."""
+    return score(answer, question.gold, question.options)
+
+
+PROTOCOL = Protocol("strict", "answer", lambda question, answer: {"accuracy": score_question(question, answer)})
