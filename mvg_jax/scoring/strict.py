@@ -5,21 +5,31 @@ The rules, in order, after NFKC, lower case, and blanks for punctuation:
 2. Gold is yes or no: the answer must begin with that word, alone or followed by punctuation and a few words that do not
    take it back. "normal", "no evidence of ..." or "yes, no effusion" answer nothing.
 3. There are options: the answer must be one of them, by its text, its letter (A is the first), or both in agreement.
-4. Gold is a number: counts must be equal, measurements must round to gold, and a unit must be there.
+4. Gold is a number: counts must be equal, measurements must round to gold, and a unit must be there. A question may
+   carry a tolerance: then so large a relative error is right too.
 5. Gold is a list (commas, "and"): the same items in any order.
 6. Otherwise the words must be equal.
 A short lead-in ("the answer is", "it is") is allowed. There is no partial credit, no synonym table and no judge, so
 naming both sides, two options or a whole vocabulary never pays.
+
+`score` goes by the form of gold, `score_question` by the question's answer type, which adds: any of several accepted
+answers is right; options shown with letters (`choice`), where a letter is a letter even if some option reads like one;
+boxes in 0..1000 by intersection over union; and the few Chinese words that say nothing but yes or no.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
 
+from mvg_jax.scoring import question as kinds
 from mvg_jax.scoring.question import Protocol, Question
 
 MAX_CHARS = 200
 MAX_YES_NO_WORDS = 12
+# A box is right from this intersection over union on.
+MIN_IOU = 0.5
+MAX_COORDINATE = 1000.0
 
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
 # Numbers keep their sign, point and separators; signs that change a finding (<5, 50%, T2+) are words of their own.
@@ -31,13 +41,19 @@ _LETTER = re.compile(r"\(?([a-z])\s*[).:]*")
 _LETTER_AND_TEXT = re.compile(r"\(?([a-z])\s*[).:]+\s*(\S.*)", re.DOTALL)
 _YES_NO = re.compile(r"(yes|no)(?:\s*[.,;:!]+\s*(.*))?", re.DOTALL)
 _AGAINST = {"yes": {"no", "not", "none", "without"}, "no": {"yes"}}
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_BOX = re.compile(r"[\[(]?\s*" + r"\s*,\s*".join([r"([0-9]+(?:\.[0-9]+)?)"] * 4) + r"\s*[\])]?\.?")
+_CHINESE = dict.fromkeys(("是", "是的", "有", "存在", "包含", "可以", "能", "会"), "yes") | dict.fromkeys(
+    ("不是", "否", "没有", "无", "不存在", "不包含", "不可以", "不能", "不会"), "no"
+)
 _NUMBER = re.compile(r"(-?[0-9]+(?:,[0-9]{3})*)(\.[0-9]+)?(?: (.+))?")
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 # Unit -> (base unit, how many of it). Only measurements in these units are compared with a tolerance.
 _UNITS = {
     "mm": ("mm", 1), "cm": ("mm", 10), "m": ("mm", 1000), "ml": ("ml", 1), "l": ("ml", 1000),
-    "hu": ("hu", 1), "%": ("%", 1), "percent": ("%", 1),
+    "millimeters": ("mm", 1), "millimetres": ("mm", 1), "centimeters": ("mm", 10), "centimetres": ("mm", 10),
+    "hu": ("hu", 1), "hounsfield units": ("hu", 1), "%": ("%", 1), "percent": ("%", 1),
 }  # fmt: skip
 
 
@@ -127,10 +143,3 @@ def _same_number(got: tuple[float, str, float] | None, wanted: tuple[float, str,
 def _items(text: str) -> frozenset[str]:
     return frozenset(filter(None, map(normalise, re.split(r"[,;]|\band\b", _fold(text)))))
 
-
-def score_question(question: Question, answer: str | None) -> float:
-    """1.0 if the answer is right for its kind of question, else 0.0."""
-    return score(answer, question.gold, question.options)
-
-
-PROTOCOL = Protocol("strict", "answer", lambda question, answer: {"accuracy": score_question(question, answer)})
