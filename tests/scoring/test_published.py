@@ -56,13 +56,15 @@ def test_medevalkit_reports_f1_as_precision_precision_as_recall_and_recall_as_f1
 @pytest.mark.parametrize("response", ["", "...", "  ", "answer is", "<think>x</think>answer:"])
 def test_medevalkit_raises_for_an_answer_without_words(response):
     figures = scores("medevalkit", response, "lung")
-    assert figures[RAISED] == 1.0 and figures["accuracy"] == 0.0
+    assert figures[RAISED] == 1.0
+    assert figures["accuracy"] == 0.0
 
 
 def test_medevalkit_boxed_without_braces_reads_as_none():
     assert accuracy("medevalkit", "the boxed area: left", "left", CLOSED) == 0.0
     assert accuracy("medevalkit", "\\boxed{the {left} lung}", "the {left} lung") == 1.0
-    assert medevalkit.boxed("\\boxed{a} \\boxed{b") == "None" and medevalkit.boxed("\\boxed{a} \\boxed{b}") == "b"
+    assert medevalkit.boxed("\\boxed{a} \\boxed{b") == "None"
+    assert medevalkit.boxed("\\boxed{a} \\boxed{b}") == "b"
 
 
 def test_medevalkit_vqa_rad_closed_choices_count_as_open():
@@ -84,7 +86,8 @@ def test_medevalkit_reads_answer_tags_of_choices_only_in_two_sets():
     tagged = "I would not say A\n\n<answer>B</answer>"
     assert choice("medevalkit", tagged, "B", dataset="omnimedvqa")["accuracy"] == 1.0
     assert medevalkit.tagged("<a>x</a> and <a>y</a>", "a") == "x y"
-    assert medevalkit.tagged("<a></a>", "a") == "<a></a>" and medevalkit.tagged("<a>x", "a") == "<a>x"
+    assert medevalkit.tagged("<a></a>", "a") == "<a></a>"
+    assert medevalkit.tagged("<a>x", "a") == "<a>x"
 
 
 def test_medevalkit_mmmu_open_is_compared_character_by_character():
@@ -115,7 +118,8 @@ def test_medevalkit_judge_says_0_for_correct_and_judges_open_questions_only():
     protocol = medevalkit.judged(judge)
     assert protocol.name == "medevalkit_judged"
     right = protocol.score(Question("vqa_rad", OPEN, "", "q", "Left"), "<answer>The left</answer>")
-    assert right["accuracy"] == 1.0 and right["exact_match"] == 0.0
+    assert right["accuracy"] == 1.0
+    assert right["exact_match"] == 0.0
     assert asked == [("q", "left", "the left")]
     assert protocol.score(Question("vqa_rad", OPEN, "", "q", "left"), "left")["accuracy"] == 0.0
     assert protocol.score(Question("vqa_rad", YES_NO, "", "q", "yes"), "yes")["accuracy"] == 1.0
@@ -165,7 +169,8 @@ def test_lmms_eval_mmmu_open_is_always_wrong():
 )
 def test_mmmu_draws_what_it_cannot_read_the_same_for_the_same_question(response):
     first = choice("mmmu", response, "B")
-    assert first[DRAWN] == 1.0 and first == choice("mmmu", response, "B")
+    assert first[DRAWN] == 1.0
+    assert first == choice("mmmu", response, "B")
     draws = [
         PROTOCOLS["mmmu"].score(Question("mmmu", CHOICE, "", "q", "B", CELLS, id=str(i)), response)["accuracy"]
         for i in range(400)
@@ -179,7 +184,8 @@ def test_mmmu_takes_any_capital_that_stands_alone_and_the_last_of_several():
     assert choice("mmmu", "(A) is tempting but (D), not B", "D")["accuracy"] == 1.0
     assert choice("mmmu", "not a hepatocyte, it is a kupffer cell", "B")["accuracy"] == 1.0
     assert choice("mmmu", "?.,B,.?", "B")[DRAWN] == 1.0  # each mark is stripped once, in order
-    assert choice("mmmu", ".,B,.", "B")[DRAWN] == 1.0 and choice("mmmu", ",.B.,", "B")["accuracy"] == 1.0
+    assert choice("mmmu", ".,B,.", "B")[DRAWN] == 1.0
+    assert choice("mmmu", ",.B.,", "B")["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,9 @@ def test_llava_med_exact_match_is_a_precision():
 
 def test_llava_med_counts_repeated_words():
     figures = scores("llava_med", "right right right", "Right lung")
-    assert figures["recall"] == 0.75 and figures["precision"] == 1.0 and figures["exact_match"] == pytest.approx(1 / 3)
+    assert figures["recall"] == 0.75
+    assert figures["precision"] == 1.0
+    assert figures["exact_match"] == pytest.approx(1 / 3)
 
 
 def test_llava_med_open_accuracy_of_nothing_is_the_first_candidate():

@@ -44,15 +44,18 @@ def test_a_reference_case_is_missed_if_another_score_is_expected(run):
             case |= {"stochastic": False, "raises": False}
         case["expected_score"] = 0.25
     code, out, err = run(*cases)
-    assert code == 1 and not err
+    assert code == 1
+    assert not err
     assert {line.split(":")[1] for line in out.splitlines()[:-1]} == {str(i + 1) for i in range(len(cases))}
 
 
 def test_a_mismatch_names_line_score_and_note(run):
     code, out, err = run(CASE, "", CASE | {"expected_score": 0.0})
-    assert code == 1 and not err
+    assert code == 1
+    assert not err
     mismatch, summary = out.splitlines()
-    assert ":3: expected 0, got 1" in mismatch and "a note" in mismatch
+    assert ":3: expected 0, got 1" in mismatch
+    assert "a note" in mismatch
     assert summary == "2 cases, 1 mismatches, 0 lines that cannot be run"
 
 
@@ -105,7 +108,9 @@ def test_a_line_that_cannot_be_run_is_one_clear_line(run, name):
     line, message = BAD[name]
     code, out, err = run(CASE, line)
     assert code == 1
-    assert len(err.splitlines()) == 1 and ":2: cannot be run: " in err and message in err
+    assert len(err.splitlines()) == 1
+    assert ":2: cannot be run: " in err
+    assert message in err
     assert out == "2 cases, 0 mismatches, 1 lines that cannot be run\n"
 
 
