@@ -5,6 +5,7 @@ import enum
 
 import numpy as np
 
+from mvg_jax.scoring.question import Question
 from mvg_jax.tools.spec import ToolCall
 
 
@@ -55,6 +56,7 @@ class Task:
 
     kind: what is asked about, in the data set's own words (its content or question type). answer: the gold answer; of
     AnswerType.CHOICE its letter. accepted: other answers that are as right. modality: "CT", "MRI", ...; "" = not said.
+    tolerance: largest relative error of a number, 0.1 = 10 %.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Task:
     accepted: tuple[str, ...] = ()
     modality: str = ""
     language: str = "en"
+    tolerance: float = 0.0
 
     @property
     def needs_tool(self) -> bool | None:
@@ -81,6 +84,22 @@ class Task:
     def chance(self) -> float:
         """Accuracy of guessing among the options (0 for an open question)."""
         return 1.0 / len(self.options) if self.options else 0.0
+
+
+def question_of(task: Task) -> Question:
+    """A task as scorers see it; a record will do, its images are not looked at."""
+    return Question(
+        dataset=task.dataset,
+        answer_type=str(task.answer_type),
+        kind=task.kind,
+        question=task.question,
+        gold=task.answer,
+        options=task.options,
+        accepted=task.accepted,
+        language=task.language,
+        id=task.id,
+        tolerance=task.tolerance,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
