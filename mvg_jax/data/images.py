@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import warnings
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -23,12 +23,20 @@ class BadImage(Exception):
 
 
 class ImageRef(Protocol):
-    """An image that is not loaded yet. name: unique within its data set. Pickles small."""
+    """An image that is not loaded yet. name: unique within its data set. Hashable; pickles small."""
 
     name: str
 
     def load(self) -> NativeImage:
         """The pixels. BadImage when there are none to be had."""
+
+
+@runtime_checkable
+class EncodedRef(ImageRef, Protocol):
+    """An image that lies somewhere as one encoded file: equal bytes are equal images, whoever holds them."""
+
+    def read(self) -> bytes:
+        """The encoded file. BadImage when it is not there or empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +46,14 @@ class FileImage:
     files: Files
     name: str
 
-    def load(self) -> NativeImage:
+    def read(self) -> bytes:
         try:
-            content = self.files.read(self.name)
+            return self.files.read(self.name)
         except RunError as error:
             raise BadImage(str(error)) from error
-        return decode(content, self.name)
+
+    def load(self) -> NativeImage:
+        return decode(self.read(), self.name)
 
 
 def decode(content: bytes, name: str) -> NativeImage:

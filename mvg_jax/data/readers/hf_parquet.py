@@ -61,11 +61,14 @@ class ParquetImage:
     def name(self) -> str:
         return f"{self.shard}#{self.group}.{self.row}.{self.column}"
 
-    def load(self) -> NativeImage:
+    def read(self) -> bytes:
         content = _group(self.files, self.shard, self.group, self.column)[self.row].as_py()
         if not content:
             raise BadImage(f"{self.name}: no bytes")
-        return decode(content, self.name)
+        return content
+
+    def load(self) -> NativeImage:
+        return decode(self.read(), self.name)
 
 
 def open_shard(files: Files, name: str) -> pq.ParquetFile:
