@@ -15,6 +15,7 @@ _PUT = ("PUT", "BINPUT", "LONG_BINPUT")
 _GET = ("GET", "BINGET", "LONG_BINGET")
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = ("PROTO", "FRAME")
+_KEYS = (str, int, float, type(None))
 _MARK = object()
 
 
@@ -93,6 +94,8 @@ def _pop_marked(stack: list[Any]) -> list[Any]:
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
+    if not all(isinstance(key, _KEYS) for key in items[::2]):
+        raise ValueError("a key that is neither text nor number")  # hashing deeply nested tuples overflows the C stack
     return dict(zip(items[::2], items[1::2], strict=True))
 
 

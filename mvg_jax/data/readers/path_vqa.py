@@ -14,7 +14,7 @@ from typing import Any
 
 from mvg_jax.data import plain_pickle
 from mvg_jax.data.files import Files
-from mvg_jax.data.images import FileImage, ImageRef
+from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
 from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, finished, fold, is_yes_no, json_rows, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
@@ -40,7 +40,7 @@ def _records(rows: Iterator[tuple[str, dict[str, Any]]], split: str, report: Rea
         question, answer, image = text(row.get("question")), text(row.get("answer")), row.get("image")
         if not question or not answer:
             report.drop(row_id, "no question or no answer")
-        elif not isinstance(image, ImageRef):
+        elif not image or isinstance(image, str):
             report.drop(f"{row_id}: {image or 'no name'}", "image missing")
         else:
             yield Record(
