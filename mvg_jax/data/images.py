@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import warnings
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +13,7 @@ from mvg_jax.errors import RunError
 
 MAX_PIXELS = 128 * 1024**2
 _GREY_8 = ("1", "L")
+_GREY_ALPHA = ("LA", "La")
 _GREY_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _DICOM_MARK = slice(128, 132)
 
@@ -66,23 +66,18 @@ def decode(content: bytes, name: str) -> NativeImage:
 
         return decode_dicom(content, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
-            image.load()
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
+        if image.mode in _GREY_DEEP:
+            return deep(np.asarray(image), name)
+        if image.mode in _GREY_ALPHA:
+            return NativeImage(np.asarray(image.getchannel(0)))
+        return NativeImage(np.asarray(image.convert("L" if image.mode in _GREY_8 else "RGB")))
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever comes over them on hostile bytes
         raise BadImage(f"{name}: {type(error).__name__}: {error}") from error
-    if image.mode in _GREY_8:
-        return NativeImage(np.asarray(image.convert("L")))
-    if image.mode in _GREY_DEEP:
-        return deep(np.asarray(image), name)
-    if image.mode in ("LA", "La"):
-        return NativeImage(np.asarray(image.getchannel(0)))
-    return NativeImage(np.asarray(image.convert("RGB")))
 
 
 def deep(values: np.ndarray, name: str, unit: str = "grey", spacing_mm: float | None = None) -> NativeImage:
