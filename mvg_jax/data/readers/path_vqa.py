@@ -16,7 +16,7 @@ from mvg_jax.data import plain_pickle
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
-from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, finished, fold, is_yes_no, json_rows, text
+from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, fold, is_yes_no, json_rows, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.errors import RunError
 
@@ -27,11 +27,11 @@ _BEGINNINGS = ("how much", "how many", "what", "where", "when", "whose", "how") 
 
 
 def read(files: Files, split: str) -> DataSet:
-    """The records of a split. RunError if no layout is there, a file is broken, or nothing is left."""
+    """The records of a split. RunError if no layout is there or a file is broken."""
     report = ReadReport(f"path_vqa {split}")
     shards = hf_parquet.shards(files, split)
     rows = hf_parquet.rows(files, shards) if shards else _original(files, split)
-    return finished("path_vqa", split, distinct(_records(rows, split, report), (), report), report)
+    return DataSet("path_vqa", split, distinct(_records(rows, split, report), (), report), report)
 
 
 def _records(rows: Iterator[tuple[str, dict[str, Any]]], split: str, report: ReadReport) -> Iterator[Record]:

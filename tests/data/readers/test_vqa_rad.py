@@ -250,11 +250,13 @@ def test_a_folder_of_something_else_says_what_is_wanted(tmp_path):
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error_with_the_report(mevf):
-    with pytest.raises(RunError, match=r"(?s)no usable rows in vqa_rad train: 1 rows read.*image missing"):
+    with pytest.raises(
+        RunError, match=r"(?s)holds nothing usable for vqa_rad/train: vqa_rad train: 1 rows read.*image missing"
+    ):
         read(mevf([row(1)], images=()))
 
 
 def test_a_split_that_is_not_in_the_parquet_files_is_an_error(tmp_path):
     write_hf(tmp_path, "test", [(jpeg(0), "is it there?", "yes")])
-    with pytest.raises(RunError, match="no usable rows in vqa_rad train"):
+    with pytest.raises(RunError, match="holds nothing usable for vqa_rad/train"):
         read(tmp_path)
