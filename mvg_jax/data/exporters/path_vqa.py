@@ -11,7 +11,7 @@ import pathlib
 import pickle
 from collections.abc import Sequence
 
-from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.common import answer_text, encode_image, only_image, to_8bit
 from mvg_jax.data.exporters.hf_parquet import write_parquet
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
@@ -29,7 +29,7 @@ def export(tasks: Sequence[Task], folder: pathlib.Path, split: str, layout: str)
         )
     short = _SHORT[split]
     names = [f"{short}_{i:04d}" for i in range(len(tasks))]
-    texts = [{"question": task.question, "answer": task.answer.lower()} for task in tasks]
+    texts = [{"question": task.question, "answer": answer_text(task).lower()} for task in tasks]
     files = [encode_image(to_8bit(only_image(task)), "JPEG", "RGB" if i else "CMYK") for i, task in enumerate(tasks)]
     if layout == "hf":
         rows = [

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.common import answer_text, encode_image, only_image, to_8bit
 from mvg_jax.data.exporters.hf_parquet import write_parquet
 from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
@@ -27,8 +27,9 @@ SPLITS = ("train", "test")
 _OSF = "VQA_RAD Dataset Public.json"
 _ORGANS = {"": "ABD", "ct": "ABD", "x-ray": "CHEST", "mri": "HEAD"}
 _KINDS = {
-    "attribute": "ATTRIB", "count": "COUNT", "compare": "ATTRIB, POS", "window": "ABN", "organ": "ORGAN", "side": "POS",
-    "structure": "PRES",
+    "modality": "MODALITY", "sequence": "MODALITY", "plane": "PLANE", "organ": "ORGAN", "tissue": "ORGAN", "presence": "PRES",
+    "structure": "PRES", "abnormality": "ABN", "window": "ABN", "side": "POS", "locate": "POS", "size": "SIZE", "count": "COUNT",
+    "quantity": "COUNT", "attribute": "ATTRIB", "compare": "ATTRIB, POS", "colour": "COLOR",
 }  # fmt: skip
 _MISSPELT = {"ATTRIB": "ATRIB", "PRES": "PRSE", "OTHER": "Other"}
 _FRAME_EVERY = 3
@@ -63,7 +64,7 @@ def _export_hf(tasks: Sequence[Task], folder: pathlib.Path, split: str) -> None:
         {
             "image": {"bytes": encode_image(to_8bit(only_image(task)), "JPEG", "RGB"), "path": None},
             "question": task.question,
-            "answer": task.answer.lower(),
+            "answer": answer_text(task).lower(),
         }
         for task in tasks
     ]
@@ -75,7 +76,7 @@ def _row(task: Task, number: int, images: pathlib.Path, split: str) -> dict[str,
     pixels = to_8bit(only_image(task))
     name = f"synpic{zlib.crc32(pixels.tobytes())}.jpg"
     (images / name).write_bytes(encode_image(pixels, "JPEG", "RGB"))
-    kind = _KINDS.get(task.kind, "OTHER")
+    kind, answer = _KINDS.get(task.kind, "OTHER"), answer_text(task)
     open_ended = not task.options and task.answer_type in (AnswerType.OPEN, AnswerType.NUMBER, AnswerType.LIST)
     return {
         "phrase_type": ("freeform", "para")[number % 2],
@@ -83,7 +84,7 @@ def _row(task: Task, number: int, images: pathlib.Path, split: str) -> dict[str,
         "image_organ": _ORGANS.get(task.modality.lower(), "NULL"),
         "question": task.question,
         "question_type": _MISSPELT.get(kind, kind.lower()) if number % 5 == 4 else kind,
-        "answer": int(task.answer) if task.answer.isascii() and task.answer.isdigit() else task.answer,
+        "answer": int(answer) if answer.isascii() and answer.isdigit() else answer,
         "answer_type": "OPEN" if open_ended else "CLOSED",
     }
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
-from mvg_jax.data.task import NativeImage
+from mvg_jax.data.exporters.common import answer_text, encode_image, to_8bit
+from mvg_jax.data.task import AnswerType, NativeImage, Task
 
 
 def test_the_default_window_of_8_bits_changes_nothing():
@@ -32,3 +32,10 @@ def test_an_image_is_encoded_in_the_mode_asked_for(format, mode):
 def test_the_mode_follows_the_pixels_unless_said():
     assert Image.open(io.BytesIO(encode_image(np.zeros((8, 8), np.uint8), "PNG"))).mode == "L"
     assert Image.open(io.BytesIO(encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG"))).mode == "RGB"
+
+
+@pytest.mark.parametrize(("answer_type", "answer"), [(AnswerType.CHOICE, "B"), (AnswerType.CLOSED, "Spleen")])
+def test_a_letter_is_written_out(answer_type, answer):
+    options = ("Liver", "Spleen", "B")
+    task = Task("a", "b", "organ", (), "Which organ?", answer, options, answer_type=answer_type)
+    assert answer_text(task) == "Spleen"
