@@ -204,6 +204,17 @@ def test_each_distinct_image_is_loaded_once(tmp_path, patients):
     assert report.overlaps[0].triplets == 5
 
 
+def test_files_of_equal_bytes_are_decoded_once(tmp_path, patients, monkeypatch):
+    """Parquet files hold an image again for each of its questions."""
+    decoded = []
+    take = leakage._print
+    monkeypatch.setattr(leakage, "_print", lambda image: decoded.append(image) or take(image))
+    monkeypatch.setattr(leakage.os, "cpu_count", lambda: 1)
+    data = data_set(tmp_path, [encode_image(patients[i % 2], "PNG") for i in range(6)])
+    assert find_overlap([data], [data]).train_images == 2
+    assert len(decoded) == 2
+
+
 def test_5000_by_5000_images_are_compared_in_seconds():
     rng = np.random.default_rng(0)
 
