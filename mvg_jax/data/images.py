@@ -2,8 +2,7 @@
 
 import dataclasses
 import io
-import warnings
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from mvg_jax.errors import RunError
 
 MAX_PIXELS = 128 * 1024**2
 _GREY_8 = ("1", "L")
+_GREY_ALPHA = ("LA", "La")
 _GREY_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _DICOM_MARK = slice(128, 132)
 
@@ -23,12 +23,20 @@ class BadImage(Exception):
 
 
 class ImageRef(Protocol):
-    """An image that is not loaded yet. name: unique within its data set. Pickles small."""
+    """An image that is not loaded yet. name: unique within its data set. Hashable; pickles small."""
 
     name: str
 
     def load(self) -> NativeImage:
         """The pixels. BadImage when there are none to be had."""
+
+
+@runtime_checkable
+class EncodedRef(ImageRef, Protocol):
+    """An image that lies somewhere as one encoded file: equal bytes are equal images, whoever holds them."""
+
+    def read(self) -> bytes:
+        """The encoded file. BadImage when it is not there or empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +46,14 @@ class FileImage:
     files: Files
     name: str
 
-    def load(self) -> NativeImage:
+    def read(self) -> bytes:
         try:
-            content = self.files.read(self.name)
+            return self.files.read(self.name)
         except RunError as error:
             raise BadImage(str(error)) from error
-        return decode(content, self.name)
+
+    def load(self) -> NativeImage:
+        return decode(self.read(), self.name)
 
 
 def is_dicom(head: bytes) -> bool:
@@ -61,23 +71,18 @@ def decode(content: bytes, name: str) -> NativeImage:
 
         return decode_dicom(content, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
-            image.load()
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
+        if image.mode in _GREY_DEEP:
+            return deep(np.asarray(image), name)
+        if image.mode in _GREY_ALPHA:
+            return NativeImage(np.asarray(image.getchannel(0)))
+        return NativeImage(np.asarray(image.convert("L" if image.mode in _GREY_8 else "RGB")))
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever comes over them on hostile bytes
         raise BadImage(f"{name}: {type(error).__name__}: {error}") from error
-    if image.mode in _GREY_8:
-        return NativeImage(np.asarray(image.convert("L")))
-    if image.mode in _GREY_DEEP:
-        return deep(np.asarray(image), name)
-    if image.mode in ("LA", "La"):
-        return NativeImage(np.asarray(image.getchannel(0)))
-    return NativeImage(np.asarray(image.convert("RGB")))
 
 
 def deep(values: np.ndarray, name: str, unit: str = "grey", spacing_mm: float | None = None) -> NativeImage:
