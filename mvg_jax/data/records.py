@@ -2,13 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from mvg_jax.data.images import ImageRef
 from mvg_jax.data.task import AnswerType, Box, Task
 from mvg_jax.tools.spec import ToolCall
 
 NAMED = 5  # dropped rows that a report names for each reason
+
+Row = TypeVar("Row")
+
+
+class BadRow(Exception):
+    """A row that no record can be made of; the text is the reason, a short phrase that many rows may share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,23 @@ class ReadReport:
             lines.append(f"  dropped {count}: {reason} ({', '.join(self.named[reason])}{more})")
         lines += [f"  {count} times: {what}" for what, count in self.notes.most_common()]
         return "\n".join(lines)
+
+
+def collect(
+    report: ReadReport, rows: Iterable[tuple[str, Row]], make: Callable[[str, Row], Record]
+) -> tuple[Record, ...]:
+    """make(name, row) of every (name, row). Rows of which it raises BadRow, or makes an id again, are dropped and reported."""
+    records: dict[str, Record] = {}
+    for name, row in rows:
+        report.rows += 1
+        try:
+            record = make(name, row)
+            if record.id in records:
+                raise BadRow("the id of an earlier row")
+            records[record.id] = record
+        except BadRow as reason:
+            report.drop(name, str(reason))
+    return tuple(records.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
