@@ -10,10 +10,11 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from mvg_jax.data.exporters.common import encode_image, to_8bit
-from mvg_jax.data.exporters.multiple_choice import LETTERS, detail, lettered
+from mvg_jax.data.exporters.multiple_choice import detail, lettered
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 
@@ -54,16 +55,20 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
 def _rows(tasks: Sequence[Task], split: str) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """(row as the hub has it, its image files) of each task with options."""
     for index, task in enumerate(task for task in tasks if task.options):
-        name, pixels = f"{_NAMES[split]}{index}", to_8bit(task.images[0])
-        images = {f"{name}-a.{'JPG' if index == 0 else 'jpeg'}": encode_image(pixels, "JPEG")}
+        pictures = [to_8bit(image) for image in task.images]
+        name, suffix = f"{_NAMES[split]}{index}", "JPG" if index == 0 else "jpeg"
+        images = {
+            f"{name}-{place}.{suffix}": encode_image(p, "JPEG")
+            for place, p in zip(ascii_lowercase, pictures, strict=False)
+        }
         if index == 1:
-            images[f"{name}-b.png"] = encode_image(detail(pixels), "PNG")
+            images[f"{name}-{ascii_lowercase[len(images)]}.png"] = encode_image(detail(pictures[0]), "PNG")
         yield _row(name, task.question, *lettered(task, index, OPTIONS)) | {"images": list(images)}, images
 
 
 def _row(name: str, question: str, options: Sequence[str], letter: str) -> dict[str, Any]:
-    choices = dict(zip(LETTERS, options, strict=False))
-    tail = " ".join(f"({letter}) {text}" for letter, text in choices.items())
+    choices = dict(zip(ascii_uppercase, options, strict=False))
+    tail = " ".join(f"({key}) {text}" for key, text in choices.items())
     return {
         "id": name,
         "question": f"{question}\nAnswer Choices: {tail}",

@@ -14,26 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvg_jax.data.exporters.common import encode_image, to_8bit
 from mvg_jax.data.exporters.multiple_choice import detail, gold_text, lettered
+from mvg_jax.data.readers.mmmu import KEY, MAX_IMAGES, SUBJECTS
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 
 LAYOUTS = ("hub", "lmms")
 SPLITS = ("dev", "validation", "test")
-SUBJECTS = (
-    "Basic_Medical_Science",
-    "Clinical_Medicine",
-    "Diagnostics_and_Laboratory_Medicine",
-    "Pharmacy",
-    "Public_Health",
-)
 
-_IMAGES = tuple(f"image_{number}" for number in range(1, 8))
+_IMAGES = tuple(f"image_{number}" for number in range(1, MAX_IMAGES + 1))
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "question", "options", "explanation")]
@@ -44,7 +37,7 @@ _BATCH = 50  # rows held in memory, and rows of a row group
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes the shards of a split. RunError for a split that is none; FileExistsError for a shard that is there."""
+    """Writes the shards of a split. RunError for a split that is none, or too many images; FileExistsError for a shard that is there."""
     if split not in SPLITS:
         raise RunError(f"mmmu can be written as {', '.join(SPLITS)}, not as {split!r}")
     key: dict[str, Any] = {}
@@ -56,7 +49,7 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
             dealt = range(first, len(tasks), len(SUBJECTS))
             _write(folder / subject / shard, _rows(tasks, split, dealt, key))
     if split == "test":
-        (folder / "answer.json").write_text(json.dumps(key), encoding="utf-8")
+        (folder / KEY).write_text(json.dumps(key), encoding="utf-8")
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -76,12 +69,14 @@ def _rows(tasks: Sequence[Task], split: str, indices: range, key: dict[str, Any]
             options, gold = (), [gold_text(task), gold_text(task).title()]
         else:
             options, gold = lettered(task, index, len(task.options))
-        pixels = to_8bit(task.images[0])
-        images = {"image_1": _image(pixels)}
-        question = f"<image 1> {task.question}"
+        pictures = [to_8bit(image) for image in task.images]
+        tokens = [f"<image {number}>" for number in range(1, len(pictures) + 1)]
+        question = f"{' '.join(tokens)} {task.question}"
         if index == 1:
-            images["image_2"] = _image(detail(pixels))
-            question = f"<image 2> is the middle of <image 1>. {task.question}"
+            pictures.append(detail(pictures[0]))
+            question = f"<image {len(pictures)}> is the middle of {question}"
+        if len(pictures) > MAX_IMAGES:
+            raise RunError(f"{task.id}: mmmu has room for {MAX_IMAGES} images, not {len(pictures)}")
         name = f"{split}_{SUBJECTS[index % len(SUBJECTS)]}_{index // len(SUBJECTS) + 1}"
         if split == "test":
             key[name] = {"question_type": "short-answer" if open_question else "multiple-choice", "ground_truth": gold}
@@ -91,14 +86,13 @@ def _rows(tasks: Sequence[Task], split: str, indices: range, key: dict[str, Any]
             "options": str(list(options)),
             "explanation": "",
             **dict.fromkeys(_IMAGES),
-            **images,
+            **{
+                column: {"bytes": encode_image(pixels, "PNG")}
+                for column, pixels in zip(_IMAGES, pictures, strict=False)
+            },
             "img_type": "['Body Scans: MRI, CT scans, and X-rays']",
             "answer": "?" if split == "test" else str(gold),
             "topic_difficulty": "Medium",
             "question_type": "open" if open_question else "multiple-choice",
             "subfield": "Radiology",
         }
-
-
-def _image(pixels: np.ndarray) -> dict[str, Any]:
-    return {"bytes": encode_image(pixels, "PNG"), "path": None}

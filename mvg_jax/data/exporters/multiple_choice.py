@@ -1,16 +1,17 @@
 """What exporters into multiple-choice data sets share: lettered options, and a second image."""
 
+from string import ascii_uppercase
+
 import numpy as np
 
 from mvg_jax.data.task import AnswerType, Task
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILLERS = ("None of these", "Not visible", "Cannot be told")
 
 
 def gold_text(task: Task) -> str:
     """The text of the right answer."""
-    return task.options[LETTERS.index(task.answer)] if task.answer_type == AnswerType.CHOICE else task.answer
+    return task.options[ascii_uppercase.index(task.answer)] if task.answer_type == AnswerType.CHOICE else task.answer
 
 
 def lettered(task: Task, index: int, count: int) -> tuple[tuple[str, ...], str]:
@@ -21,7 +22,7 @@ def lettered(task: Task, index: int, count: int) -> tuple[tuple[str, ...], str]:
     gold = gold_text(task)
     texts = [gold, *(option for option in task.options if option != gold), *FILLERS][:count]
     place = index % len(texts)
-    return tuple(texts[-place:] + texts[:-place]) if place else tuple(texts), LETTERS[place]
+    return tuple(texts[-place:] + texts[:-place]) if place else tuple(texts), ascii_uppercase[place]
 
 
 def detail(pixels: np.ndarray) -> np.ndarray:

@@ -11,15 +11,16 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
-from mvg_jax.data.exporters.multiple_choice import LETTERS, lettered
+from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.multiple_choice import lettered
+from mvg_jax.data.readers.pmc_vqa import LETTERS
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 
 LAYOUTS = ("v1", "v2")
 SPLITS = {"v1": ("train", "test", "test_clean"), "v2": ("train_2", "test_2")}
 
-_CHOICES = tuple(f"Choice {letter}" for letter in LETTERS[:4])
+_CHOICES = tuple(f"Choice {letter}" for letter in LETTERS)
 _COLUMNS = {
     "v1": ("Figure_path", "Question", "Answer", *_CHOICES, "Answer_label"),
     "v2": ("index", "Figure_path", "Caption", "Question", *_CHOICES, "Answer", "split"),
@@ -29,7 +30,7 @@ _PERSON = "Who is named in the image?"
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes the csv and adds to the zip. RunError for a split of the other layout; FileExistsError for a csv that is there."""
+    """Writes the csv and adds to the zip. RunError for a split of the other layout or several images; FileExistsError for a csv that is there."""
     if split not in SPLITS[layout]:
         raise RunError(f"layout {layout} of pmc_vqa has the splits {', '.join(SPLITS[layout])}, not {split!r}")
     archive, inside = _ZIPS[layout]
@@ -41,7 +42,7 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
         rows.writeheader()
         for index, task in enumerate(task for task in tasks if task.options):
             figure = f"PMC{SPLITS[layout].index(split) + 1}{index:06d}_F1.jpg"
-            images.writestr(f"{inside}/{figure}", encode_image(to_8bit(task.images[0]), "JPEG"))
+            images.writestr(f"{inside}/{figure}", encode_image(to_8bit(only_image(task)), "JPEG"))
             row = _row(layout, split, index, figure, task.question, *lettered(task, index, 4))
             rows.writerow(row)
             if index == 0:

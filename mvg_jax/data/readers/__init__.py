@@ -11,13 +11,13 @@ READERS = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "mmmu", "medxpertqa", "omn
 
 
 def read(name: str, root: str | pathlib.Path, split: str) -> DataSet:
-    """Reads a split of a data set. RunError names what is not there: the data set, its files, the split, any usable row."""
+    """Reads a split of a data set. RunError names what is not there: the data set, its files, the split, a usable row."""
     if name not in READERS:
         raise RunError(f"data set {name!r}: use one of {', '.join(READERS)}")
     reader = importlib.import_module(f"mvg_jax.data.readers.{name}")
     if split not in reader.SPLITS:
         raise RunError(f"{name} has the splits {', '.join(reader.SPLITS)}, not {split!r}")
     data = reader.read(Files(root), split)
-    if not data.records:
-        raise RunError("; ".join(line.strip() for line in f"no row of {root} can be used: {data.report}".splitlines()))
+    if not len(data):
+        raise RunError(f"{root} holds nothing usable for {name}/{split}: {data.report}")
     return data

@@ -6,6 +6,7 @@ The text-only part has no images: it is not looked for, and its rows are dropped
 """
 
 from collections.abc import Mapping
+from string import ascii_uppercase
 from typing import Any
 
 from mvg_jax.data.files import Files
@@ -15,7 +16,6 @@ from mvg_jax.data.records import BadRow, DataSet, ReadReport, Record, collect
 from mvg_jax.data.task import AnswerType
 
 SPLITS = ("dev", "test")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TAIL = "\nAnswer Choices:"  # after it a question repeats its options
 
 _FILES = {
@@ -37,7 +37,7 @@ def _record(files: Files, split: str, name: str, row: dict[str, Any]) -> Record:
     question, options = _question(row.get("question")), _options(row.get("options"))
     label = row.get("label")
     answer, *accepted = label if isinstance(label, list) and label else [label]
-    if any(letter not in tuple(LETTERS[: len(options)]) for letter in (answer, *accepted)):
+    if any(letter not in tuple(ascii_uppercase[: len(options)]) for letter in (answer, *accepted)):
         raise BadRow("a label that is no letter of its options")
     return Record(
         id=f"medxpertqa/{name}",
@@ -75,7 +75,7 @@ def _options(value: Any) -> tuple[str, ...]:
     if not all(isinstance(letter, str) and isinstance(text, str) for letter, text in pairs):
         raise BadRow("options that are no texts")
     pairs.sort()
-    if not pairs or [letter for letter, _ in pairs] != list(LETTERS[: len(pairs)]):
+    if not pairs or [letter for letter, _ in pairs] != list(ascii_uppercase[: len(pairs)]):
         raise BadRow("options whose letters are not A, B, C, ...")
     return tuple(text.strip() for _, text in pairs)
 

@@ -12,6 +12,7 @@ What is called "MMMU-H&M" differs between papers:
 import re
 from collections.abc import Iterator
 from itertools import chain
+from string import ascii_uppercase
 from typing import Any
 
 from mvg_jax.data.files import Files
@@ -30,7 +31,6 @@ SUBJECTS = (
     "Pharmacy",
     "Public_Health",
 )
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_IMAGES = 7
 KEY = "answer.json"
 
@@ -94,7 +94,7 @@ def _record(row: dict[str, Any], subjects: tuple[str, ...], key: dict[str, Any],
     if options is None:
         raise BadRow("options that are no list of texts")
     golds = _golds(row, key.get(named[0]))
-    if kind == AnswerType.CHOICE and any(gold not in tuple(LETTERS[: len(options)]) for gold in golds):
+    if kind == AnswerType.CHOICE and any(gold not in tuple(ascii_uppercase[: len(options)]) for gold in golds):
         raise BadRow("an answer that is no letter of its options")
     images, (question, *options) = _images(row, (question, *(option.strip() for option in options)), report)
     return Record(

@@ -123,6 +123,16 @@ def test_a_lettered_task_keeps_its_answer(tmp_path, tasks):
     assert said(readers.read("medxpertqa", tmp_path, "test").records[0]) == "green"
 
 
+def test_tasks_of_several_images(tmp_path, tasks):
+    two = dataclasses.replace(tasks[0], images=tasks[0].images + tasks[2].images)
+    for name in ("mmmu", "medxpertqa"):
+        exporters.export(name, [tasks[0], tasks[1], two], tmp_path / name, "test")
+        records = in_order(name, readers.read(name, tmp_path / name, "test").records)
+        assert [len(record.images) for record in records] == [1, 2, 2]
+    with pytest.raises(RunError, match="one image a question"):
+        exporters.export("pmc_vqa", [two], tmp_path, "test")
+
+
 def test_tasks_without_options_are_left_out(tmp_path, tasks):
     free = dataclasses.replace(tasks[1], answer_type=AnswerType.OPEN, options=())
     for name in ("pmc_vqa", "mmmu", "medxpertqa"):

@@ -156,5 +156,5 @@ def test_a_missing_column_is_named(tmp_path):
 
 def test_without_any_image_there_is_no_data_set(tmp_path):
     write(tmp_path, "train.csv", [V1], image=None)
-    with pytest.raises(RunError, match=r"no row .*the image is not there"):
+    with pytest.raises(RunError, match=r"(?s)nothing usable.*the image is not there"):
         readers.read("pmc_vqa", tmp_path, "train")
