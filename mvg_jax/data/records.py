@@ -10,6 +10,7 @@ from mvg_jax.data.task import AnswerType, Box, Task
 from mvg_jax.tools.spec import ToolCall
 
 NAMED = 5  # dropped rows that a report names for each reason
+NAME_CHARS = 80  # of a row's name, which the data set chose
 
 Row = TypeVar("Row")
 
@@ -57,7 +58,7 @@ class ReadReport:
         self.dropped[reason] += 1
         named = self.named.setdefault(reason, [])
         if len(named) < NAMED:
-            named.append(row)
+            named.append("".join(c if c.isprintable() else "?" for c in row[:NAME_CHARS]))
 
     def note(self, what: str) -> None:
         """Counts something mended on the way."""

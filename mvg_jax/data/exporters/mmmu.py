@@ -37,7 +37,7 @@ _BATCH = 50  # rows held in memory, and rows of a row group
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes the shards of a split. RunError for a split that is none, or too many images; FileExistsError for a shard that is there."""
+    """Writes the shards of a split. RunError for no such split or too many images, FileExistsError for a shard in the way."""
     if split not in SPLITS:
         raise RunError(f"mmmu can be written as {', '.join(SPLITS)}, not as {split!r}")
     key: dict[str, Any] = {}

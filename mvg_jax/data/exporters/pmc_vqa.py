@@ -30,7 +30,7 @@ _PERSON = "Who is named in the image?"
 
 
 def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None:
-    """Writes the csv and adds to the zip. RunError for a split of the other layout or several images; FileExistsError for a csv that is there."""
+    """Writes the csv and adds to the zip. RunError for no such split or several images, FileExistsError for a csv in the way."""
     if split not in SPLITS[layout]:
         raise RunError(f"layout {layout} of pmc_vqa has the splits {', '.join(SPLITS[layout])}, not {split!r}")
     archive, inside = _ZIPS[layout]
