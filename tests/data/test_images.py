@@ -74,7 +74,9 @@ def test_exif_orientation_is_not_applied():
 
 
 def test_a_photograph_with_a_second_picture_inside():
-    content = encoded(Image.new("RGB", (4, 3), 90), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 3))])
+    content = encoded(
+        Image.new("RGB", (4, 3), (90, 90, 90)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 3))]
+    )
     assert abs(decode(content, "x").pixels.astype(int) - 90).max() < 3
 
 

@@ -83,12 +83,27 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _kinds(table: pq.ParquetFile, group: int, column: str) -> list[tuple[bool, str | None]]:
-    """(whether bytes are there, path) of each cell."""
-    values = table.read_row_group(group, columns=[column]).column(0)
-    if pa.types.is_binary(values.type):
-        return [(there, None) for there in values.is_valid().to_pylist()]
-    flat = values.combine_chunks()
-    return list(zip(flat.field("bytes").is_valid().to_pylist(), flat.field("path").to_pylist(), strict=True))
+    """(whether bytes are there, path) of each cell. Bytes are read only where some cells have them and others have not."""
+    plain = pa.types.is_binary(table.schema_arrow.field(column).type)
+    rows, nulls = table.metadata.row_group(group).num_rows, _nulls(table, group, column if plain else f"{column}.bytes")
+    if nulls in (0, rows):
+        there = [nulls == 0] * rows
+    else:
+        cells = table.read_row_group(group, columns=[column]).column(0).combine_chunks()
+        there = (cells if plain else cells.field("bytes")).is_valid().to_pylist()
+    if plain:
+        return [(bytes_there, None) for bytes_there in there]
+    paths = table.read_row_group(group, columns=[f"{column}.path"]).column(0).combine_chunks().field("path")
+    return list(zip(there, paths.to_pylist(), strict=True))
+
+
+def _nulls(table: pq.ParquetFile, group: int, leaf: str) -> int | None:
+    """How many cells are null, as the file's statistics have it."""
+    chunks = table.metadata.row_group(group)
+    for chunk in (chunks.column(k) for k in range(chunks.num_columns)):
+        if chunk.path_in_schema == leaf and chunk.statistics is not None and chunk.statistics.has_null_count:
+            return chunk.statistics.null_count
+    return None
 
 
 def _reference(

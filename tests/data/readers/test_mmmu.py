@@ -10,6 +10,7 @@ import pytest
 from mvg_jax.data import readers
 from mvg_jax.data.exporters.common import encode_image
 from mvg_jax.data.files import Files
+from mvg_jax.data.images import BadImage
 from mvg_jax.data.readers import mmmu
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
@@ -230,3 +231,41 @@ def test_converted_copies(tmp_path):
 def test_no_shards(tmp_path):
     with pytest.raises(RunError, match="holds no validation"):
         readers.read("mmmu", tmp_path, "validation")
+
+
+def test_reading_leaves_images_where_they_are(tmp_path, monkeypatch):
+    write(tmp_path, [row(), row(id="validation_Pharmacy_2", image_2=image(2))])
+    columns, read_row_group = [], pq.ParquetFile.read_row_group
+
+    def spy(table, group, columns_read):
+        columns.extend(columns_read)
+        return read_row_group(table, group, columns=columns_read)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda table, group, columns: spy(table, group, columns))
+    data = readers.read("mmmu", tmp_path, "validation")
+    assert [name for name in columns if name in ("image_1", "image_2", "image_3")] == [
+        "image_2"
+    ]  # there in one of two rows
+    assert "image_1.path" in columns
+    assert [widths(record) for record in data.records] == [[1], [1]]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_images_are_found_without_statistics_too(tmp_path, statistics):
+    rows = [row(image_2=image(2), question="?"), row(id="validation_Pharmacy_2")]
+    (tmp_path / "Pharmacy").mkdir()
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    pq.write_table(table, tmp_path / "Pharmacy" / "validation.parquet", write_statistics=statistics)
+    assert [widths(record) for record in readers.read("mmmu", tmp_path, "validation").records] == [[1, 2], [1]]
+
+
+def test_images_beside_the_shard(tmp_path):
+    beside = {"bytes": None, "path": "a.png"}
+    write(
+        tmp_path, [row(image_1=beside), row(id="validation_Pharmacy_2", image_1={"bytes": None, "path": "../../b.png"})]
+    )
+    (tmp_path / "a.png").write_bytes(image(7)["bytes"])
+    records = readers.read("mmmu", tmp_path, "validation").records
+    assert widths(records[0]) == [7]
+    with pytest.raises(BadImage, match="holds no"):
+        records[1].task()
