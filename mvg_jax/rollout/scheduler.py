@@ -111,7 +111,7 @@ class World:
             if len(ids) > shapes.prompt_length or len(task.images) > shapes.prompt_images:
                 raise RunError(
                     f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
-                    f"config.rollout.prompt_length {shapes.prompt_length} and config.data.images {shapes.prompt_images}"
+                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length or config.data.images"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
         sources = put_rows(task_sources(tasks, *self.image_size, shapes.prompt_images))
