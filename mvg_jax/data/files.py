@@ -31,7 +31,8 @@ class Files:
     """Files by name, "/" between folders; a member of a zip is named "path/of.zip/path/of/member".
 
     Data sets lie around under many roots (images/, images/images/, one more folder, still zipped), so files are found by the end of
-    their path. Pickles small and opens its zips again elsewhere. RunError when the root is not there or is no readable zip.
+    their path. Equal when of one root. Pickles small and opens its zips again elsewhere. RunError when the root is not there or
+    is no readable zip.
     """
 
     def __init__(self, root: str | pathlib.Path):
@@ -39,6 +40,12 @@ class Files:
         if not self.root.exists():
             raise RunError(f"no such file or folder: {root}")
         self._lock = threading.Lock()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Files) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
 
     def __getstate__(self) -> dict:
         return {"root": self.root}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ MAX_PIXELS = 80_000_000  # Pillow itself warns from 89 million on
 # Not all that Pillow has plugins for: EPS, for one, starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_8 = ("1", "L")
+_GREY_ALPHA = ("LA", "La")
 _GREY_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _DICOM_MARK = slice(128, 132)
 
@@ -24,12 +25,20 @@ class BadImage(Exception):
 
 
 class ImageRef(Protocol):
-    """An image that is not loaded yet. name: unique within its data set. Pickles small."""
+    """An image that is not loaded yet. name: unique within its data set. Hashable; pickles small."""
 
     name: str
 
     def load(self) -> NativeImage:
         """The pixels. BadImage when there are none to be had."""
+
+
+@runtime_checkable
+class EncodedRef(ImageRef, Protocol):
+    """An image that lies somewhere as one encoded file: equal bytes are equal images, whoever holds them."""
+
+    def read(self) -> bytes:
+        """The encoded file. BadImage when it is not there or empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +48,14 @@ class FileImage:
     files: Files
     name: str
 
-    def load(self) -> NativeImage:
+    def read(self) -> bytes:
         try:
-            content = self.files.read(self.name)
+            return self.files.read(self.name)
         except RunError as error:
             raise BadImage(str(error)) from error
-        return decode(content, self.name)
+
+    def load(self) -> NativeImage:
+        return decode(self.read(), self.name)
 
 
 def decode(content: bytes, name: str) -> NativeImage:
@@ -60,21 +71,15 @@ def decode(content: bytes, name: str) -> NativeImage:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
-        return _native(image, name)
+        if image.mode in _GREY_DEEP:
+            return deep(np.asarray(image), name)
+        if image.mode in _GREY_ALPHA:
+            return NativeImage(np.asarray(image.getchannel(0)))
+        return NativeImage(np.asarray(image.convert("L" if image.mode in _GREY_8 else "RGB")))
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise whatever comes over them on hostile bytes
         raise BadImage(f"{name}: {type(error).__name__}: {error}") from error
-
-
-def _native(image: Image.Image, name: str) -> NativeImage:
-    if image.mode in _GREY_8:
-        return NativeImage(np.asarray(image.convert("L")))
-    if image.mode in _GREY_DEEP:
-        return deep(np.asarray(image), name)
-    if image.mode in ("LA", "La"):
-        return NativeImage(np.asarray(image.getchannel(0)))
-    return NativeImage(np.asarray(image.convert("RGB")))
 
 
 def deep(values: np.ndarray, name: str, unit: str = "grey", spacing_mm: float | None = None) -> NativeImage:

@@ -39,8 +39,8 @@ def rows(files: Files, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
         plain = [field.name for field in table.schema_arrow if field.name not in images]
         row = 0
         for group in range(table.num_row_groups):
-            values = table.read_row_group(group, columns=plain).to_pylist() if plain else []
-            there = {column: _kinds(table, group, column) for column in images}
+            values = _columns(files, name, table, group, plain).to_pylist() if plain else []
+            there = {column: _kinds(files, name, table, group, column) for column in images}
             for i in range(table.metadata.row_group(group).num_rows):
                 refs = {column: _reference(files, name, group, i, column, *there[column][i]) for column in images}
                 yield f"{shard}:{row}", (values[i] if plain else {}) | refs
@@ -61,11 +61,17 @@ class ParquetImage:
     def name(self) -> str:
         return f"{self.shard}#{self.group}.{self.row}.{self.column}"
 
-    def load(self) -> NativeImage:
-        content = _group(self.files, self.shard, self.group, self.column)[self.row].as_py()
+    def read(self) -> bytes:
+        try:
+            content = _group(self.files, self.shard, self.group, self.column)[self.row].as_py()
+        except RunError as error:
+            raise BadImage(f"{self.name}: {error}") from error
         if not content:
             raise BadImage(f"{self.name}: no bytes")
-        return decode(content, self.name)
+        return content
+
+    def load(self) -> NativeImage:
+        return decode(self.read(), self.name)
 
 
 def open_shard(files: Files, name: str) -> pq.ParquetFile:
@@ -76,24 +82,35 @@ def open_shard(files: Files, name: str) -> pq.ParquetFile:
         raise RunError(f"cannot read {name} of {files.root}: {error}") from error
 
 
+def _columns(files: Files, name: str, table: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    try:
+        return table.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"cannot read {', '.join(columns)} of {name} of {files.root}: {error}") from error
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _is_image(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or (
+    return _is_binary(kind) or (
         pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
     )
 
 
-def _kinds(table: pq.ParquetFile, group: int, column: str) -> list[tuple[bool, str | None]]:
+def _kinds(files: Files, name: str, table: pq.ParquetFile, group: int, column: str) -> list[tuple[bool, str | None]]:
     """(whether bytes are there, path) of each cell. Bytes are read only where some cells have them and others have not."""
-    plain = pa.types.is_binary(table.schema_arrow.field(column).type)
+    plain = _is_binary(table.schema_arrow.field(column).type)
     rows, nulls = table.metadata.row_group(group).num_rows, _nulls(table, group, column if plain else f"{column}.bytes")
     if nulls in (0, rows):
         there = [nulls == 0] * rows
     else:
-        cells = table.read_row_group(group, columns=[column]).column(0).combine_chunks()
+        cells = _columns(files, name, table, group, [column]).column(0).combine_chunks()
         there = (cells if plain else cells.field("bytes")).is_valid().to_pylist()
     if plain:
         return [(bytes_there, None) for bytes_there in there]
-    paths = table.read_row_group(group, columns=[f"{column}.path"]).column(0).combine_chunks().field("path")
+    paths = _columns(files, name, table, group, [f"{column}.path"]).column(0).combine_chunks().field("path")
     return list(zip(there, paths.to_pylist(), strict=True))
 
 
@@ -117,5 +134,5 @@ def _reference(
 
 @functools.lru_cache(maxsize=GROUPS)
 def _group(files: Files, shard: str, group: int, column: str) -> pa.Array:
-    values = open_shard(files, shard).read_row_group(group, columns=[column]).column(0).combine_chunks()
-    return values if pa.types.is_binary(values.type) else values.field("bytes")
+    values = _columns(files, shard, open_shard(files, shard), group, [column]).column(0).combine_chunks()
+    return values if _is_binary(values.type) else values.field("bytes")
