@@ -1,25 +1,13 @@
-import dataclasses
+"""Rows into records, and the report of those that were dropped."""
 
-import numpy as np
 import pytest
 
-from mvg_jax.data.images import BadImage
-from mvg_jax.data.records import NAMED, BadRow, DataSet, ReadReport, Record, collect
-from mvg_jax.data.task import AnswerType, NativeImage
+from mvg_jax.data.records import NAMED, BadRow, ReadReport, Record, collect
+from mvg_jax.data.task import AnswerType
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    name: str
-
-    def load(self):
-        if self.name == "bad":
-            raise BadImage("bad: broken")
-        return NativeImage(np.zeros((2, 3), np.uint8))
-
-
-def record(name, image="good"):
-    return Record(name, "set", "test", "kind", (Picture(image),), "What?", "A", AnswerType.CHOICE, options=("x", "y"))
+def record(name):
+    return Record(name, "set", "test", "kind", (), "What?", "A", AnswerType.CHOICE, options=("x", "y"))
 
 
 def make(name, row):
@@ -50,13 +38,3 @@ def test_a_report_names_few_rows_and_no_control_characters():
     assert len(line) < 600
     assert line.startswith(f"  dropped {NAMED + 3}: why (0?[2J")
     assert line.endswith(" ...)")
-
-
-def test_images_are_loaded_when_asked_for():
-    data = DataSet("set", "test", (record("a"), record("b", "bad"), record("c")), ReadReport("set"))
-    assert data[0].images[0].pixels.shape == (2, 3)
-    assert (data[0].id, data[0].options, data[0].answer_type) == ("a", ("x", "y"), AnswerType.CHOICE)
-    with pytest.raises(BadImage, match="bad: broken"):
-        data[1]
-    assert [task.id for task in data[2:]] == ["c"]
-    assert len(data[1:]) == 2
