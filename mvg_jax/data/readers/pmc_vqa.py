@@ -13,41 +13,33 @@ from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers.text import csv_rows, squeeze
 from mvg_jax.data.records import BadRow, DataSet, ReadReport, Record, collect
 from mvg_jax.data.task import AnswerType
-from mvg_jax.errors import RunError
 
 SPLITS = ("train", "test", "test_clean", "train_2", "test_2")
 LETTERS = "ABCD"
 KIND = "multiple choice"  # the data set names no kinds
 
-_FOLDERS = ("images", "images/images", "images/figures", "images.zip", "figures")
-_FOLDERS_2 = ("images_2/figures", "images_2", "images_2.zip", "images_2.zip/figures")
+# Of the second version's images. Other folders are met as well, but names do not say which of the two is meant.
+_FOLDERS_2 = ("images_2/figures", "images_2.zip/figures", "images_2", "images_2.zip")
 _NEEDED = ("figure_path", "question", "answer", *(f"choice {letter.lower()}" for letter in LETTERS))
 
 
 def read(files: Files, split: str) -> DataSet:
     """The questions of `<split>.csv`. RunError when it is not there or lacks a column."""
     name = files.need(f"{split}.csv", f"{split.replace('_2', '2')}.csv")
-    folders = _FOLDERS_2 + _FOLDERS if split.endswith("_2") else _FOLDERS + _FOLDERS_2
     report = ReadReport(f"pmc_vqa {split}")
-
-    def record(number: str, cells: dict[str, str] | None) -> Record:
-        if cells is None:
-            raise BadRow("too many or too few cells")
-        return _record(files, split, number, _columns(files, name, cells), folders)
-
-    numbered = ((f"{number:06d}", cells) for number, cells in enumerate(csv_rows(files, name)))
-    return DataSet("pmc_vqa", split, collect(report, numbered, record), report)
+    numbered = ((f"{number:06d}", row) for number, row in enumerate(csv_rows(files, name, _NEEDED, _column)))
+    records = collect(report, numbered, lambda number, row: _record(files, split, number, row))
+    return DataSet("pmc_vqa", split, records, report)
 
 
-def _columns(files: Files, name: str, cells: dict[str, str]) -> dict[str, str]:
-    """Cells by lower-case column name, rightly spelt."""
-    row = {squeeze(column).lower().replace("anwser", "answer"): cell for column, cell in cells.items()}
-    if missing := [column for column in _NEEDED if column not in row]:
-        raise RunError(f"{name} of {files.root} has no column {', '.join(missing)}; it has {', '.join(row)}")
-    return row
+def _column(name: str) -> str:
+    """A column's name in lower case, rightly spelt."""
+    return squeeze(name).lower().replace("anwser", "answer")
 
 
-def _record(files: Files, split: str, number: str, row: dict[str, str], folders: tuple[str, ...]) -> Record:
+def _record(files: Files, split: str, number: str, row: dict[str, str] | None) -> Record:
+    if row is None:
+        raise BadRow("too many or too few cells")
     choices = {letter: _choice(letter, row[f"choice {letter.lower()}"]) for letter in LETTERS}
     first_version = "answer_label" in row
     label = _clean(row["answer_label" if first_version else "answer"]).upper()
@@ -58,6 +50,7 @@ def _record(files: Files, split: str, number: str, row: dict[str, str], folders:
     question, figure = squeeze(row["question"]), row["figure_path"].strip()
     if not (question and choices[label]):
         raise BadRow("an empty question or answer")
+    folders = _FOLDERS_2 if split.endswith("_2") else ()
     image = figure and files.find(*(f"{folder}/{figure}" for folder in folders), figure)
     if not image:
         raise BadRow("the image is not there")

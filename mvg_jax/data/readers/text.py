@@ -4,7 +4,7 @@ import ast
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mvg_jax.data.files import Files
@@ -36,10 +36,12 @@ def json_rows(files: Files, name: str) -> list[dict[str, Any]]:
     return [row for _, row in rows]
 
 
-def csv_rows(files: Files, name: str) -> Iterator[dict[str, str] | None]:
+def csv_rows(
+    files: Files, name: str, needed: Iterable[str] = (), spelt: Callable[[str], str] = str
+) -> Iterator[dict[str, str] | None]:
     """The rows of a csv with a header; every cell stays a string ("N/A", "None", ""). None for a row of another length.
 
-    RunError when the file is no UTF-8 or no csv.
+    spelt: makes keys of column names. RunError when the file is no UTF-8 or no csv, or lacks a key of `needed`.
     """
     try:
         text = files.read(name).decode("utf-8-sig")
@@ -47,7 +49,9 @@ def csv_rows(files: Files, name: str) -> Iterator[dict[str, str] | None]:
         raise RunError(f"cannot read {name} of {files.root}: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        header = next(reader, [])
+        header = [spelt(column) for column in next(reader, [])]
+        if missing := [column for column in needed if column not in header]:
+            raise RunError(f"{name} of {files.root} has no column {', '.join(missing)}; it has {', '.join(header)}")
         for row in reader:
             if row:
                 yield dict(zip(header, row, strict=True)) if len(row) == len(header) else None
