@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from mvg_jax.data.exporters.common import to_8bit
 from mvg_jax.data.images import BadImage
 from mvg_jax.data.task import NativeImage, Task
 
@@ -44,10 +45,7 @@ class Bucket:
 
 def _narrowed(image: NativeImage) -> NativeImage:
     """16 bits into 8: what the image's own window shows."""
-    low, high = image.window
-    values = image.pixels.astype(np.float32) * image.slope + image.intercept
-    grey = np.clip(np.rint((values - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
-    return dataclasses.replace(image, pixels=grey, window=(0.0, 255.0), slope=1.0, intercept=0.0, unit="grey")
+    return dataclasses.replace(image, pixels=to_8bit(image), window=(0.0, 255.0), slope=1.0, intercept=0.0, unit="grey")
 
 
 def _shrunk(image: NativeImage, height: int, width: int) -> NativeImage:

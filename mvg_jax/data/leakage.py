@@ -33,7 +33,6 @@ HASH_BITS = 24  # most bits in which the hashes of two pictures that are compare
 LEAST_CORRELATION = 0.94
 EXAMPLES = 5  # pairs that a report names
 ALLOW = "--config.data.allow_overlap=True"
-DROP = "--config.data.drop_overlap=True"
 
 _HASH_SIDE = 16
 _SIDE, _COARSE = 64, 8  # of the small images, and of what is taken away from them
@@ -144,7 +143,7 @@ def refuse_or_allow(report: OverlapReport, allowed: bool) -> None:
     """RunError saying what to do if images are shared and that is not allowed."""
     if not report.clean and not allowed:
         found = "; ".join(str(overlap) for overlap in report.overlaps)
-        raise RunError(f"{found}: drop these training records with {DROP}, or allow the overlap with {ALLOW}")
+        raise RunError(f"{found}: train on other data, or allow this with {ALLOW}")
 
 
 def drop_overlapping(data: DataSet, report: OverlapReport) -> DataSet:

@@ -1,14 +1,8 @@
 """What exporters share: native images as other people's files hold them, 8 bits a channel."""
 
 import io
-import json
-import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from mvg_jax.data.task import NativeImage, Task
@@ -36,17 +30,3 @@ def only_image(task: Task) -> NativeImage:
     if len(task.images) != 1:
         raise RunError(f"{task.id}: this layout holds one image a question, not {len(task.images)}")
     return task.images[0]
-
-
-def write_parquet(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A shard of {image: {bytes, path}, question, answer} rows with the `huggingface` metadata that hub uploads carry."""
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    features = {"image": {"_type": "Image"}} | {
-        name: {"dtype": "string", "_type": "Value"} for name in ("question", "answer")
-    }
-    schema = pa.schema(
-        [("image", image), ("question", pa.string()), ("answer", pa.string())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), path)

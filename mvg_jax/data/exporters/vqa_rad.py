@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit, write_parquet
+from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.hf_parquet import write_parquet
 from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
 
@@ -24,7 +25,7 @@ LAYOUTS = ("hf", "osf", "mevf")
 SPLITS = ("train", "test")
 
 _OSF = "VQA_RAD Dataset Public.json"
-_ORGANS = {"": "ABD", "CT": "ABD", "X-Ray": "CHEST", "MRI": "HEAD"}
+_ORGANS = {"": "ABD", "ct": "ABD", "x-ray": "CHEST", "mri": "HEAD"}
 _KINDS = {
     "attribute": "ATTRIB", "count": "COUNT", "compare": "ATTRIB, POS", "window": "ABN", "organ": "ORGAN", "side": "POS",
     "structure": "PRES",
@@ -79,7 +80,7 @@ def _row(task: Task, number: int, images: pathlib.Path, split: str) -> dict[str,
     return {
         "phrase_type": ("freeform", "para")[number % 2],
         "image_name": name,
-        "image_organ": _ORGANS.get(task.modality, "NULL"),
+        "image_organ": _ORGANS.get(task.modality.lower(), "NULL"),
         "question": task.question,
         "question_type": _MISSPELT.get(kind, kind.lower()) if number % 5 == 4 else kind,
         "answer": int(task.answer) if task.answer.isascii() and task.answer.isdigit() else task.answer,

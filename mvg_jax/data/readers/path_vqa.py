@@ -16,7 +16,7 @@ from mvg_jax.data import plain_pickle
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
-from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, finished, fold, is_yes_no, json_rows, text
+from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, fold, is_yes_no, json_rows, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.errors import RunError
 
@@ -27,11 +27,11 @@ _BEGINNINGS = ("how much", "how many", "what", "where", "when", "whose", "how") 
 
 
 def read(files: Files, split: str) -> DataSet:
-    """The records of a split. RunError if no layout is there, a file is broken, or nothing is left."""
+    """The records of a split. RunError if no layout is there or a file is broken."""
     report = ReadReport(f"path_vqa {split}")
     shards = hf_parquet.shards(files, split)
-    rows = hf_parquet.rows(files, shards) if shards else _original(files, _SHORT[split])
-    return finished("path_vqa", split, distinct(_records(rows, split, report), (), report), report)
+    rows = hf_parquet.rows(files, shards) if shards else _original(files, split)
+    return DataSet("path_vqa", split, distinct(_records(rows, split, report), (), report), report)
 
 
 def _records(rows: Iterator[tuple[str, dict[str, Any]]], split: str, report: ReadReport) -> Iterator[Record]:
@@ -63,9 +63,10 @@ def _kind(question: str, answer: str) -> str:
 
 def _original(files: Files, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(id, row) as `hf_parquet.rows` gives them, but where an image is missing its name is in its place."""
-    name = files.find(f"{split}_qa.json", f"{split}_qa.pkl")
+    short = _SHORT[split]
+    name = files.find(f"{short}_qa.json", f"{short}_qa.pkl")
     if name is None:
-        raise RunError(f"{files.root} holds no {split}-*.parquet, {split}_qa.json or {split}_qa.pkl of PathVQA")
+        raise RunError(f"{files.root} holds no {split}-*.parquet, {short}_qa.json or {short}_qa.pkl of PathVQA")
     if name.lower().endswith(".json"):
         rows = json_rows(files, name)
     else:
@@ -74,6 +75,6 @@ def _original(files: Files, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows):
         image = text(row.get("image"))
         found = image and files.find(
-            *(f"{at}{image}{end}" for at in (f"images/{split}/", f"{split}/", "") for end in (".jpg", ""))
+            *(f"{at}{image}{end}" for at in (f"images/{short}/", f"{short}/", "") for end in (".jpg", ""))
         )
         yield str(number), row | {"image": FileImage(files, found) if found else image}

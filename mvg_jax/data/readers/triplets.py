@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, EncodedRef, ImageRef
-from mvg_jax.data.records import DataSet, ReadReport, Record
+from mvg_jax.data.records import ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
 
@@ -70,13 +70,6 @@ def distinct(records: Iterable[Record], others: Iterable[Record], report: ReadRe
             seen.add(key)
         kept.append(record)
     return tuple(kept)
-
-
-def finished(name: str, split: str, records: Sequence[Record], report: ReadReport) -> DataSet:
-    """The data set that was read. RunError with the report when no record is left."""
-    if not records:
-        raise RunError(f"no usable rows in {report}")
-    return DataSet(name, split, tuple(records), report)
 
 
 def _text_key(record: Record) -> tuple[str, str]:

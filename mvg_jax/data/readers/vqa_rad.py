@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
-from mvg_jax.data.readers.triplets import derived_type, distinct, finished, fold, is_yes_no, json_rows, text
+from mvg_jax.data.readers.triplets import derived_type, distinct, fold, is_yes_no, json_rows, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
@@ -37,11 +37,11 @@ _MODALITIES = {"CHEST": "X-Ray", "ABD": "CT"}
 
 
 def read(files: Files, split: str) -> DataSet:
-    """The records of a split. RunError if no layout is there, a file is broken, or nothing is left."""
+    """The records of a split. RunError if no layout is there or a file is broken."""
     report = ReadReport(f"vqa_rad {split}")
     records = _read(files, split, report)
     others = [] if split == "test" else _read(files, "test", ReadReport("vqa_rad test"))
-    return finished("vqa_rad", split, distinct(records, others, report), report)
+    return DataSet("vqa_rad", split, distinct(records, others, report), report)
 
 
 def _read(files: Files, split: str, report: ReadReport) -> list[Record]:

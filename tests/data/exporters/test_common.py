@@ -1,0 +1,34 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.task import NativeImage
+
+
+def test_the_default_window_of_8_bits_changes_nothing():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(to_8bit(NativeImage(pixels)), pixels)
+
+
+def test_the_window_is_in_physical_units_and_clips():
+    raw = np.array([[0, 864, 1064, 1264, 4000]], np.uint16)  # HU + 1024
+    image = NativeImage(raw, window=(-160.0, 240.0), intercept=-1024.0, unit="HU")
+    np.testing.assert_array_equal(to_8bit(image), [[0, 0, 128, 255, 255]])
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"), [("PNG", "P"), ("PNG", "RGBA"), ("JPEG", "CMYK"), ("JPEG", "RGB"), ("PNG", "LA")]
+)
+def test_an_image_is_encoded_in_the_mode_asked_for(format, mode):
+    pixels = np.full((8, 8), 100, np.uint8)
+    image = Image.open(io.BytesIO(encode_image(pixels, format, mode)))
+    assert (image.format, image.mode, image.size) == (format, mode, (8, 8))
+    np.testing.assert_allclose(np.asarray(image.convert("L")), pixels, atol=3)
+
+
+def test_the_mode_follows_the_pixels_unless_said():
+    assert Image.open(io.BytesIO(encode_image(np.zeros((8, 8), np.uint8), "PNG"))).mode == "L"
+    assert Image.open(io.BytesIO(encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG"))).mode == "RGB"
