@@ -58,12 +58,17 @@ class FileImage:
         return decode(self.read(), self.name)
 
 
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins with `head`, 132 bytes or more, is DICOM, by its mark."""
+    return head[_DICOM_MARK] == b"DICM"
+
+
 def decode(content: bytes, name: str) -> NativeImage:
     """The image in an encoded file: uint8 [H, W] or [H, W, 3], or uint16 [H, W] with its own window. BadImage otherwise.
 
     Transparency is dropped, EXIF orientation is not applied (no public evaluator does), of several frames the first counts.
     """
-    if content[_DICOM_MARK] == b"DICM":
+    if is_dicom(content):
         from mvg_jax.data.dicom import decode_dicom  # here: pydicom is slow to import
 
         return decode_dicom(content, name)
