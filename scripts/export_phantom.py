@@ -3,7 +3,7 @@
     python scripts/export_phantom.py --dataset=slake --out=DIR [--layout=NAME] [--split=train] [--size=200]
 
 The split is named as that data set names it; its scenes come from PhantomVQA's train, val or test scenes accordingly. Several
-splits can be written into one folder.
+splits can be written into one folder. What was written is read back, and the reader's report is printed.
 """
 
 import sys
@@ -13,7 +13,7 @@ import tqdm
 from absl import flags
 
 from mvg_jax import program
-from mvg_jax.data import exporters
+from mvg_jax.data import exporters, readers
 from mvg_jax.data.phantom import PhantomSource
 
 DATASET = flags.DEFINE_enum("dataset", None, list(exporters.EXPORTERS), "Whose layout.")
@@ -48,10 +48,9 @@ def main() -> None:
     source = PhantomSource(phantom_split(split), SIZE.value)
     with tqdm.tqdm(total=len(source), desc=f"{name} {split}", unit="task", disable=not sys.stderr.isatty()) as bar:
         exporters.export(name, Watched(source, bar), OUT.value, split, LAYOUT.value)
-    print(
-        f"{OUT.value}: {len(source)} tasks written as {split} of {name}, layout {LAYOUT.value or exporters.layouts(name)[0]}"
-    )
-    print(f"read it back: mvg_jax.data.readers.read({name!r}, {OUT.value!r}, {split!r})")
+    print(f"{OUT.value}: {name}, layout {LAYOUT.value or exporters.layouts(name)[0]}; read back with")
+    print(f"mvg_jax.data.readers.read({name!r}, {OUT.value!r}, {split!r})")
+    print(readers.read(name, OUT.value, split).report)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -30,8 +31,16 @@ WRITTEN = [
 
 @pytest.fixture(scope="module")
 def tasks():
+    """Phantoms with every eighth pixel: encoding whole ones is all that would take time here."""
     source = PhantomSource("train", SIZE)
-    return [source[i] for i in range(SIZE)]
+    return [
+        dataclasses.replace(task, images=tuple(map(small, task.images)))
+        for task in map(source.__getitem__, range(SIZE))
+    ]
+
+
+def small(image):
+    return dataclasses.replace(image, pixels=image.pixels[::8, ::8])
 
 
 def said(record):
@@ -51,7 +60,7 @@ def test_round_trip(tmp_path, tasks, name, layout, split, more):
         assert set(record.options) >= set(task.options) or record.answer_type == AnswerType.OPEN
         pictures = [image.pixels for image in record.task().images]
         whole = max(pictures, key=np.size)
-        assert np.abs(whole.astype(int) - to_8bit(task.images[0])).mean() < 4  # grey levels lost to JPEG
+        assert np.abs(whole.astype(int) - to_8bit(task.images[0])).mean() < 6  # grey levels lost to JPEG
 
 
 def in_order(name, records):
@@ -62,6 +71,21 @@ def in_order(name, records):
     if len(by_subject) > 5:  # all in one file
         return records
     return [group[k] for k in range(SIZE) for group in by_subject if k < len(group)]
+
+
+SPLITS = {"omnimedvqa": "open_access"}  # the others have a test split
+
+
+@pytest.mark.parametrize("name", exporters.EXPORTERS)
+def test_every_exporter_is_read_back(tmp_path, tasks, name):
+    for layout in exporters.layouts(name):
+        split = f"test{'_2' * (layout == 'v2')}"
+        split = SPLITS.get(name, split)
+        exporters.export(name, tasks, tmp_path / layout, split, layout)
+        records = readers.read(name, tmp_path / layout, split).records
+        for (question, answer), times in Counter((task.question, task.answer) for task in tasks).items():
+            fits = [record for record in records if question.casefold() in record.question.casefold()]
+            assert [said(record).casefold() for record in fits].count(answer.casefold()) >= times, (layout, question)
 
 
 def test_every_layout_is_tried():
