@@ -11,7 +11,7 @@ from typing import Any
 
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
-from mvg_jax.data.readers.text import json_rows
+from mvg_jax.data.readers.text import object_rows
 from mvg_jax.data.records import BadRow, DataSet, ReadReport, Record, collect
 from mvg_jax.data.task import AnswerType
 
@@ -28,7 +28,7 @@ def read(files: Files, split: str) -> DataSet:
     """The questions of a split. RunError when its file is not there or holds no JSON objects. kind: the medical task."""
     name = files.need(*_FILES[split])
     report = ReadReport(f"medxpertqa {split}")
-    rows = ((str(row.get("id") or f"row {number}"), row) for number, row in enumerate(json_rows(files, name)))
+    rows = ((str(row.get("id") or f"row {number}"), row) for number, row in enumerate(object_rows(files, name)))
     records = collect(report, rows, lambda row_name, row: _record(files, split, row_name, row))
     return DataSet("medxpertqa", split, records, report)
 

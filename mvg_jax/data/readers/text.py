@@ -8,28 +8,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mvg_jax.data.files import Files
+from mvg_jax.data.readers import json_rows
 from mvg_jax.errors import RunError
 
 MAX_LITERAL = 20_000  # characters of a Python literal in a cell
 
 
-def json_content(files: Files, name: str) -> Any:
-    """What a JSON file holds. RunError when it is no JSON."""
-    return _loads(files, name, files.read(name))
-
-
-def json_rows(files: Files, name: str) -> list[dict[str, Any]]:
+def object_rows(files: Files, name: str) -> list[dict[str, Any]]:
     """The objects of a .jsonl (one a line) or of a .json (one list). RunError naming the line or row that is no object."""
     if name.lower().endswith(".jsonl"):
         # Only at \n: U+2028 and the like may stand in a string.
         lines = enumerate(files.read(name).split(b"\n"), 1)
-        named = [(f"line {number}", line) for number, line in lines if line.strip()]
-        rows = [(where, _loads(files, f"{name}, {where}", line)) for where, line in named]
+        rows = [(f"line {number}", _line(files, name, number, line)) for number, line in lines if line.strip()]
     else:
-        content = json_content(files, name)
-        if not isinstance(content, list):
-            raise RunError(f"{name} of {files.root}: needs a list of objects")
-        rows = [(f"row {number}", row) for number, row in enumerate(content)]
+        rows = [(f"row {number}", row) for number, row in enumerate(json_rows.load_list(files, name))]
     for where, row in rows:
         if not isinstance(row, dict):
             raise RunError(f"{name} of {files.root}: {where} is no object")
@@ -77,8 +69,8 @@ def squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
-def _loads(files: Files, where: str, content: bytes) -> Any:
+def _line(files: Files, name: str, number: int, line: bytes) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {where} of {files.root}: {error}") from error
+        raise RunError(f"line {number} of {name} of {files.root} is no JSON: {error}") from error

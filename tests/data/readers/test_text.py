@@ -1,7 +1,7 @@
 import pytest
 
 from mvg_jax.data.files import Files
-from mvg_jax.data.readers.text import MAX_LITERAL, csv_rows, json_rows, squeeze, text_list
+from mvg_jax.data.readers.text import MAX_LITERAL, csv_rows, object_rows, squeeze, text_list
 from mvg_jax.errors import RunError
 
 
@@ -60,7 +60,7 @@ def test_no_csv(tmp_path, content):
 
 def test_json_lines_end_at_newlines_only(tmp_path):
     content = '{"a": "one\u2028two\x85three"}\r\n\n{"a": 2}'.encode()
-    assert json_rows(files(tmp_path, "x.jsonl", content), "x.jsonl") == [{"a": "one\u2028two\x85three"}, {"a": 2}]
+    assert object_rows(files(tmp_path, "x.jsonl", content), "x.jsonl") == [{"a": "one\u2028two\x85three"}, {"a": 2}]
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_json_lines_end_at_newlines_only(tmp_path):
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "line 2"),
         ("x.jsonl", b'{"a": 1}\n[1]\n', "line 2"),
         ("x.json", b'[{"a": 1}, 2]', "row 1"),
-        ("x.json", b'{"a": 1}', "needs a list"),
-        ("x.json", b"[" * 100_000, "cannot read x.json"),
-        ("x.json", b"\xff", "cannot read x.json"),
+        ("x.json", b'{"a": 1}', "not a list"),
+        ("x.json", b"[" * 100_000, "is no JSON"),
+        ("x.json", b"\xff", "is no JSON"),
     ],
 )
-def test_no_json_rows(tmp_path, name, content, where):
+def test_no_object_rows(tmp_path, name, content, where):
     with pytest.raises(RunError, match=where):
-        json_rows(files(tmp_path, name, content), name)
+        object_rows(files(tmp_path, name, content), name)
 
 
 def test_squeeze():
