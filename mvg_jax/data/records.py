@@ -107,3 +107,16 @@ class DataSet(Sequence):
         if isinstance(index, slice):
             return dataclasses.replace(self, records=self.records[index])
         return self.records[index].task()
+
+
+def without_broken_text(data: DataSet) -> DataSet:
+    """The records whose texts are Unicode. JSON can spell halves of characters ("\\ud800"), which no tokenizer or file takes."""
+    kept = []
+    for record in data.records:
+        try:
+            "".join((record.id, record.kind, record.question, record.answer, record.modality)).encode()
+            "".join(record.options + record.accepted + tuple(box.label for box in record.boxes)).encode()
+            kept.append(record)
+        except UnicodeEncodeError:
+            data.report.drop(record.id, "text that is no Unicode")
+    return dataclasses.replace(data, records=tuple(kept))

@@ -133,3 +133,14 @@ def test_several_right_letters(tmp_path):
     write(tmp_path, [ROW | {"label": ["C", "A"]}])
     (record,) = read(tmp_path).records
     assert (record.answer, record.accepted) == ("C", ("A",))
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": "\ud800"}, {"question": "Wh\ud800?"}, {"options": {"A": "\udfff", "B": "two"}}]
+)
+def test_halves_of_characters_are_no_text(tmp_path, change):
+    write(tmp_path, [ROW, ROW | {"id": "MM-1"} | change])
+    data = read(tmp_path)
+    assert [record.id for record in data.records] == ["medxpertqa/MM-0"]
+    str(data.report).encode()
+    assert "text that is no Unicode" in str(data.report)
