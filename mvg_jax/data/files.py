@@ -1,14 +1,30 @@
 """The files of a data set as it was published: a folder or a zip, with the zips in the folder opened in place."""
 
 import functools
+import lzma
+import os
 import pathlib
 import threading
 import zipfile
-from collections import defaultdict
+import zlib
+from collections.abc import Iterator
 
 from mvg_jax.errors import RunError
 
+MAX_MEMBER = 4 * 2**30  # bytes of a zip's member, unpacked
+
 _HIDDEN = ("__MACOSX", ".")
+# What zipfile raises for a broken, encrypted or hostile archive.
+_BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class Files:
@@ -46,7 +62,8 @@ class Files:
         """The file whose path ends with the first of `ends` that any does, whatever the case; of several the shortest path."""
         for end in ends:
             parts = end.lower().strip("/").split("/")
-            fits = [name for name in self._by_last[parts[-1]] if name.lower().split("/")[-len(parts) :] == parts]
+            near = self._by_end.get("/".join(parts[-2:]), ())
+            fits = [name for name in near if name.lower().split("/")[-len(parts) :] == parts]
             if fits:
                 return min(fits, key=lambda name: (name.count("/"), name))
         return None
@@ -67,8 +84,11 @@ class Files:
             if archive is None:
                 return (self.root / member).read_bytes()
             with self._lock:  # members share the archive's file position
+                size = self._zip(archive).getinfo(member).file_size
+                if size > MAX_MEMBER:
+                    raise RunError(f"{name} of {self.root} has {size} bytes unpacked, more than {MAX_MEMBER}")
                 return self._zip(archive).read(member)
-        except (OSError, zipfile.BadZipFile, zipfile.zlib.error, RuntimeError, NotImplementedError) as error:
+        except _BROKEN as error:
             raise RunError(f"cannot read {name} of {self.root}: {error}") from error
 
     def path(self, name: str) -> pathlib.Path | None:
@@ -82,26 +102,27 @@ class Files:
         if self.root.is_file():
             return {member: (self.root, member) for member in self._members(self.root)}
         where = {}
-        for path in self.root.rglob("*"):
+        for path in _walk(self.root):
             name = path.relative_to(self.root).as_posix()
-            if any(part.startswith(_HIDDEN) for part in name.split("/")) or not path.is_file():
-                continue
             where[name] = (None, name)
             if path.suffix.lower() == ".zip":
                 where |= {f"{name}/{member}": (path, member) for member in self._members(path)}
         return where
 
     @functools.cached_property
-    def _by_last(self) -> defaultdict[str, list[str]]:
-        by_last = defaultdict(list)
+    def _by_end(self) -> dict[str, list[str]]:
+        """Names by their last part, and by their last two, in lower case."""
+        by_end: dict[str, list[str]] = {}
         for name in self._where:
-            by_last[name.rsplit("/", 1)[-1].lower()].append(name)
-        return by_last
+            parts = name.lower().split("/")
+            for end in {parts[-1], "/".join(parts[-2:])}:
+                by_end.setdefault(end, []).append(name)
+        return by_end
 
     def _members(self, archive: pathlib.Path) -> list[str]:
         try:
             infos = self._zip(archive).infolist()
-        except (OSError, zipfile.BadZipFile) as error:
+        except _BROKEN as error:
             raise RunError(f"cannot read {archive}: {error}") from error
         names = [info.filename for info in infos if not info.is_dir()]
         return [name for name in names if not any(part.startswith(_HIDDEN) for part in name.split("/"))]
@@ -114,3 +135,22 @@ class Files:
         if archive not in self._zips:
             self._zips[archive] = zipfile.ZipFile(archive)
         return self._zips[archive]
+
+
+def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The plain files below a folder that are not hidden. Linked folders come last, and only where nothing else led to them."""
+
+    def refuse(error: OSError) -> None:
+        raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    seen, tops = set(), [str(root)]
+    for top in tops:
+        for folder, folders, names in os.walk(top, onerror=refuse):
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+            tops += filter(os.path.islink, (os.path.join(folder, name) for name in folders))
+            paths = (pathlib.Path(folder, name) for name in names if not name.startswith(_HIDDEN))
+            yield from (path for path in paths if path.is_file())

@@ -1,4 +1,4 @@
-"""Encoded images into native ones: whatever Pillow reads, and DICOM. Colour becomes RGB, grey stays grey with all of its bits."""
+"""Encoded images into native ones: what FORMATS names, and DICOM. Colour becomes RGB, grey stays grey with all of its bits."""
 
 import dataclasses
 import io
@@ -11,7 +11,9 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.task import NativeImage
 from mvg_jax.errors import RunError
 
-MAX_PIXELS = 128 * 1024**2
+MAX_PIXELS = 80_000_000  # Pillow itself warns from 89 million on
+# Not all that Pillow has plugins for: EPS, for one, starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_8 = ("1", "L")
 _GREY_ALPHA = ("LA", "La")
 _GREY_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -71,7 +73,7 @@ def decode(content: bytes, name: str) -> NativeImage:
 
         return decode_dicom(content, name)
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{name}: {image.width} x {image.height} pixels are too many")
         if image.mode in _GREY_DEEP:
@@ -91,6 +93,8 @@ def deep(values: np.ndarray, name: str, unit: str = "grey", spacing_mm: float | 
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
         raise BadImage(f"{name}: needs finite values in two dimensions, has shape {values.shape}")
     low, high = float(values.min()), float(values.max())
+    if not np.isfinite(high - low):
+        raise BadImage(f"{name}: values from {low} to {high} are too far apart")
     if np.issubdtype(values.dtype, np.integer) and high - low <= 65535:
         slope, intercept = 1.0, 0.0 if low >= 0 and high <= 65535 else low
         pixels = (values.astype(np.int64) - int(intercept)).astype(np.uint16)

@@ -2,13 +2,21 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from mvg_jax.data.images import ImageRef
 from mvg_jax.data.task import AnswerType, Box, Task
 from mvg_jax.tools.spec import ToolCall
 
 NAMED = 5  # dropped rows that a report names for each reason
+NAME_CHARS = 80  # of a row's name, which the data set chose
+
+Row = TypeVar("Row")
+
+
+class BadRow(Exception):
+    """A row that no record can be made of; the text is the reason, a short phrase that many rows may share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +59,7 @@ class ReadReport:
         self.dropped[reason] += 1
         named = self.named.setdefault(reason, [])
         if len(named) < NAMED:
-            named.append(row)
+            named.append("".join(c if c.isprintable() else "?" for c in row[:NAME_CHARS]))
 
     def note(self, what: str) -> None:
         """Counts something mended on the way."""
@@ -65,6 +73,23 @@ class ReadReport:
             lines.append(f"  dropped {count}: {reason} ({', '.join(self.named[reason])}{more})")
         lines += [f"  {count} times: {what}" for what, count in self.notes.most_common()]
         return "\n".join(lines)
+
+
+def collect(
+    report: ReadReport, rows: Iterable[tuple[str, Row]], make: Callable[[str, Row], Record]
+) -> tuple[Record, ...]:
+    """make(name, row) of every (name, row). Rows of which it raises BadRow, or makes an id again, are dropped and reported."""
+    records: dict[str, Record] = {}
+    for name, row in rows:
+        report.rows += 1
+        try:
+            record = make(name, row)
+            if record.id in records:
+                raise BadRow("the id of an earlier row")
+            records[record.id] = record
+        except BadRow as reason:
+            report.drop(name, str(reason))
+    return tuple(records.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,3 +108,16 @@ class DataSet(Sequence):
         if isinstance(index, slice):
             return dataclasses.replace(self, records=self.records[index])
         return self.records[index].task()
+
+
+def without_broken_text(data: DataSet) -> DataSet:
+    """The records whose texts are Unicode. JSON can spell halves of characters ("\\ud800"), which no tokenizer or file takes."""
+    kept = []
+    for record in data.records:
+        try:
+            "".join((record.id, record.kind, record.question, record.answer, record.modality)).encode()
+            "".join(record.options + record.accepted + tuple(box.label for box in record.boxes)).encode()
+            kept.append(record)
+        except UnicodeEncodeError:
+            data.report.drop(record.id, "text that is no Unicode")
+    return dataclasses.replace(data, records=tuple(kept))

@@ -4,7 +4,7 @@ import importlib
 import pathlib
 
 from mvg_jax.data.files import Files
-from mvg_jax.data.records import DataSet
+from mvg_jax.data.records import DataSet, without_broken_text
 from mvg_jax.errors import RunError
 
 READERS = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "mmmu", "medxpertqa", "omnimedvqa", "folder", "dicom")
@@ -17,7 +17,7 @@ def read(name: str, root: str | pathlib.Path, split: str) -> DataSet:
     reader = importlib.import_module(f"mvg_jax.data.readers.{name}")
     if split not in reader.SPLITS:
         raise RunError(f"{name} has the splits {', '.join(reader.SPLITS)}, not {split!r}")
-    data = reader.read(Files(root), split)
+    data = without_broken_text(reader.read(Files(root), split))
     if not len(data):
         raise RunError(f"{root} holds nothing usable for {name}/{split}: {data.report}")
     return data

@@ -40,7 +40,7 @@ def rows(files: Files, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]
         row = 0
         for group in range(table.num_row_groups):
             values = _columns(files, name, table, group, plain).to_pylist() if plain else []
-            there = {column: _kinds(_columns(files, name, table, group, [column])) for column in images}
+            there = {column: _kinds(files, name, table, group, column) for column in images}
             for i in range(table.metadata.row_group(group).num_rows):
                 refs = {column: _reference(files, name, group, i, column, *there[column][i]) for column in images}
                 yield f"{shard}:{row}", (values[i] if plain else {}) | refs
@@ -99,13 +99,28 @@ def _is_image(kind: pa.DataType) -> bool:
     )
 
 
-def _kinds(column: pa.Table) -> list[tuple[bool, str | None]]:
-    """(whether bytes are there, path) of each cell of the one column."""
-    values = column.column(0)
-    if _is_binary(values.type):
-        return [(there, None) for there in values.is_valid().to_pylist()]
-    flat = values.combine_chunks()
-    return list(zip(flat.field("bytes").is_valid().to_pylist(), flat.field("path").to_pylist(), strict=True))
+def _kinds(files: Files, name: str, table: pq.ParquetFile, group: int, column: str) -> list[tuple[bool, str | None]]:
+    """(whether bytes are there, path) of each cell. Bytes are read only where some cells have them and others have not."""
+    plain = _is_binary(table.schema_arrow.field(column).type)
+    rows, nulls = table.metadata.row_group(group).num_rows, _nulls(table, group, column if plain else f"{column}.bytes")
+    if nulls in (0, rows):
+        there = [nulls == 0] * rows
+    else:
+        cells = _columns(files, name, table, group, [column]).column(0).combine_chunks()
+        there = (cells if plain else cells.field("bytes")).is_valid().to_pylist()
+    if plain:
+        return [(bytes_there, None) for bytes_there in there]
+    paths = _columns(files, name, table, group, [f"{column}.path"]).column(0).combine_chunks().field("path")
+    return list(zip(there, paths.to_pylist(), strict=True))
+
+
+def _nulls(table: pq.ParquetFile, group: int, leaf: str) -> int | None:
+    """How many cells are null, as the file's statistics have it."""
+    chunks = table.metadata.row_group(group)
+    for chunk in (chunks.column(k) for k in range(chunks.num_columns)):
+        if chunk.path_in_schema == leaf and chunk.statistics is not None and chunk.statistics.has_null_count:
+            return chunk.statistics.null_count
+    return None
 
 
 def _reference(
