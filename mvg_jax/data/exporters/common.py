@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from mvg_jax.data.task import NativeImage, Task
+from mvg_jax.data.task import AnswerType, NativeImage, Task
 from mvg_jax.errors import RunError
 
 
@@ -30,3 +30,8 @@ def only_image(task: Task) -> NativeImage:
     if len(task.images) != 1:
         raise RunError(f"{task.id}: this layout holds one image a question, not {len(task.images)}")
     return task.images[0]
+
+
+def answer_text(task: Task) -> str:
+    """The answer in words: the option's text where the task asks for its letter."""
+    return task.options[ord(task.answer) - ord("A")] if task.answer_type is AnswerType.CHOICE else task.answer
