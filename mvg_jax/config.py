@@ -67,7 +67,7 @@ class Data:
     sets: names of data sets (data.catalog), each NAME, NAME:SPLIT, NAME=WEIGHT or NAME:SPLIT=WEIGHT; more than one are mixed by
     their weights (1 where none is said). curriculum: mixtures that take its place later. root: the folder that holds a folder or
     a zip of each published data set, named like it. first, size: range of each training split. shuffle: draw in random order.
-    allow_overlap: train although images of the evaluation are among the training images.
+    overlap: training images that the evaluation shows too: "refuse" to train, "drop" their questions, or "allow" them.
     image_height, image_width: larger native images are shrunk to these. channels (1, 3), bits (8, 16): what all are brought to.
     images: most in one question. prefetch: steps read ahead, by `threads` in each of `workers` processes (0: in this one).
     """
@@ -78,7 +78,7 @@ class Data:
     first: int = 0
     size: int = 1_000_000
     shuffle: bool = False
-    allow_overlap: bool = False
+    overlap: str = "refuse"
     image_height: int = 512
     image_width: int = 512
     channels: int = 1
@@ -91,6 +91,8 @@ class Data:
     def __post_init__(self):
         if self.channels not in (1, 3) or self.bits not in (8, 16) or self.images < 1:
             raise RunError("config.data: channels must be 1 or 3, bits 8 or 16, images at least 1")
+        if self.overlap not in ("refuse", "drop", "allow"):
+            raise RunError(f"config.data.overlap {self.overlap!r}: use 'refuse', 'drop' or 'allow'")
         if not all((self.sets, *(mixture.sets for mixture in self.curriculum))):
             raise RunError("config.data: sets, also those of a curriculum, name at least one data set")
 

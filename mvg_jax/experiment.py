@@ -17,6 +17,7 @@ from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom, trajectories
 from mvg_jax.data.catalog import choose, keep, open_source
 from mvg_jax.data.fit import Bucket
+from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, refuse_or_allow
 from mvg_jax.data.pipeline import Phase, Sound, Subset
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Demonstration, Task
@@ -114,18 +115,31 @@ class Experiment:
             raise RunError(f"no task of {name} fits\n{source.report}")
         return source
 
-    def training_phases(self) -> list[Phase]:
-        """The mixture of tasks to train on, and those that take its place later."""
-        data = self.config.data
+    def training_phases(self) -> tuple[list[Phase], OverlapReport | None]:
+        """The mixture of tasks to train on, and those that take its place later; and what published data among them share with the
+        evaluation's (None: nothing was compared). RunError for shared images, unless config.data.overlap says otherwise."""
+        data, evaluation = self.config.data, self.config.eval
         mixtures = [(m.first, [choose(text) for text in m.sets]) for m in (Mixture(0, data.sets), *data.curriculum)]
         opened = {
             (name, split): self.source(name, split or "train", data.first, data.size)
             for name, split in dict.fromkeys(choice[:2] for _, choices in mixtures for choice in choices)
         }
-        return [
+        judged = [
+            self.source(name, split or evaluation.split, 0, sys.maxsize)
+            for name, split, _ in map(choose, evaluation.sets)
+            if name != "phantom"
+        ]
+        published = [source for source in opened.values() if isinstance(source, DataSet)]
+        overlap = find_overlap(published, judged) if published and judged else None
+        if overlap and data.overlap == "drop":
+            opened = {key: drop_overlapping(s, overlap) if s in published else s for key, s in opened.items()}
+        elif overlap:
+            refuse_or_allow(overlap, data.overlap == "allow")
+        phases = [
             Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
             for first, choices in mixtures
         ]
+        return phases, overlap
 
     def lessons(self):
         """Random access to labelled images for stage `vision`."""

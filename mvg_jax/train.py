@@ -201,7 +201,9 @@ def what_to_learn(experiment: Experiment, name: str) -> tuple[list[Phase], Calla
         train, held_out = experiment.demonstrations()
         program.say(f"sft: {len(train)} trajectories to imitate, {len(held_out)} held out")
         return [Phase(0, (train,), (1.0,))], experiment.fit_demonstration, held_out
-    phases = experiment.training_phases()
+    phases, overlap = experiment.training_phases()
+    if overlap:
+        program.say(str(overlap))
     for source in dict.fromkeys(source for phase in phases for source in phase.sources):
         if isinstance(source, DataSet):
             program.say(str(source.report))

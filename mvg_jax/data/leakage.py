@@ -34,7 +34,7 @@ from mvg_jax.errors import RunError
 HASH_BITS = 32  # most bits in which the hashes of two pictures that are compared differ
 LEAST_CORRELATION = 0.92
 EXAMPLES = 5  # pairs that a report names
-ALLOW = "--config.data.allow_overlap=True"
+WAYS_OUT = "--config.data.overlap=drop leaves their questions out, --config.data.overlap=allow trains on them"
 
 _HASH_SIDE = 16
 _SIDE, _COARSE = 64, 16  # of the small images, and of what is taken away from them
@@ -145,7 +145,7 @@ def refuse_or_allow(report: OverlapReport, allowed: bool) -> None:
     """RunError saying what to do if images are shared and that is not allowed."""
     if not report.clean and not allowed:
         found = "; ".join(str(overlap) for overlap in report.overlaps)
-        raise RunError(f"{found}: train on other data, or allow this with {ALLOW}")
+        raise RunError(f"{found}: {WAYS_OUT}")
 
 
 def drop_overlapping(data: DataSet, report: OverlapReport) -> DataSet:

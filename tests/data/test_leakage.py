@@ -128,7 +128,7 @@ def test_overlap_is_refused_until_allowed_and_the_way_is_named(tmp_path, patient
     train = data_set(tmp_path, [encode_image(p, "PNG") for p in patients[:2]])
     test = data_set(tmp_path, [jpeg(patients[1])], split="test")
     report = find_overlap([train], [test])
-    with pytest.raises(RunError, match=r"1 of 1 images of slake test .*allow_overlap=True") as refused:
+    with pytest.raises(RunError, match=r"1 of 1 images of slake test .*overlap=drop .*overlap=allow") as refused:
         refuse_or_allow(report, allowed=False)
     assert "\n" not in str(refused.value)
     refuse_or_allow(report, allowed=True)
