@@ -172,7 +172,7 @@ def test_vqa_rad_says_that_its_images_are_shared_by_construction(tmp_path):
     report = find_overlap([train], [test])
     (overlap,) = report.overlaps
     assert (overlap.same, overlap.images, overlap.triplets) == (2, 2, 0)
-    with pytest.raises(RunError, match="splits its questions and not its images.*overlap=allow"):
+    with pytest.raises(RunError, match=r"splits its questions and not its images.*overlap=allow"):
         refuse_or_allow(report, allowed=False)
 
 
