@@ -25,7 +25,6 @@ from mvg_jax.data.phantom.scene import (
     sample_lesion,
     sample_spine,
 )
-from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
 from mvg_jax.data.task import Box
 from mvg_jax.tools.spec import ToolCall
 
@@ -186,17 +185,17 @@ def prove(case: Case) -> Proof:
         images.append(clean.copy())
         render.add_findings(images[-1], variant, case.anatomy)
     if case.kind == "window":
-        chain, views, window = bone_window_call(), [(0, 0, SIDE, SIDE)], BONE_WINDOW
+        chain, views, reading = bone_window_call(), [(0, 0, SIDE, SIDE)], certificate.CT_BONE
         differ = [_rect(scene.spine)]
     else:
         at = [zoom_box(o.x * UNITS_PER_PX, o.y * UNITS_PER_PX) for o in scene.lesions]
-        chain, window = zoom_call(*at), DEFAULT_WINDOW
+        chain, reading = zoom_call(*at), certificate.CT
         views = [tuple(v / UNITS_PER_PX for v in box) for box in at]
         starts = [window_start(o) for o in scene.lesions]
         differ = [(x, y, x + WINDOW, y + WINDOW) for y, x in starts]
     bounds = {
-        "dprime_overview": certificate.overview_dprime(images, differ),
-        "dprime_tool": certificate.tool_dprime(images, views, window),
+        "dprime_overview": certificate.overview_dprime(images, differ, certificate.CT_OVERVIEW, certificate.CT),
+        "dprime_tool": certificate.tool_dprime(images, views, certificate.CT_OVERVIEW, reading),
     }
     return Proof(clean, (chain,), bounds)
 
