@@ -55,6 +55,7 @@ class Task:
 
     kind: what is asked about, in the data set's own words (its content or question type). answer: the gold answer; of
     AnswerType.CHOICE its letter. accepted: other answers that are as right. modality: "CT", "MRI", ...; "" = not said.
+    tolerance: largest relative error of a number, 0.1 = 10 %.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Task:
     accepted: tuple[str, ...] = ()
     modality: str = ""
     language: str = "en"
+    tolerance: float = 0.0
 
     @property
     def needs_tool(self) -> bool | None:

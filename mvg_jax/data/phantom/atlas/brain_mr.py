@@ -63,7 +63,7 @@ class Patient:
 
 def sample(rng: np.random.Generator, shifted: bool) -> Patient:
     return Patient(
-        plane=pick(rng, ("axial", "axial", "coronal")),
+        plane="axial",
         sequence=pick(rng, SEQUENCES),
         x=256 + rng.uniform(-8, 8),
         y=256 + rng.uniform(-6, 6),
@@ -95,10 +95,10 @@ def paint(patient: Patient, side: int) -> np.ndarray:
     region, d = canvas.depth(skull, side)
     # The folds shift depths a little, so that no layer is an ellipse.
     wave = canvas.take(rng, canvas.bank(side, 120.0, 9.0, 3.0, 31))[region]
-    folds = canvas.take(rng, canvas.bank(side, 30.0, 4.2, 2.0, 32))[region]
+    folds = canvas.take(rng, canvas.bank(side, 34.0, 5.2, 1.5, 32))[region]
     marrow = canvas.take(rng, canvas.bank(side, 20.0, 2.0, 1.5, 33))[region]
     d = d / np.float32(p.scale)
-    inner = d + 1.2 * wave
+    inner = d + 0.5 * wave
 
     def layer(inset, value, softness=2.0):
         canvas.blend(planes, np.clip((inner - inset) / softness + 0.5, 0, 1), value, region)
@@ -113,9 +113,9 @@ def paint(patient: Patient, side: int) -> np.ndarray:
     # The cortex: a ribbon under the surface that follows the furrows, which are where a field crosses zero.
     cortex = d - 27 + 1.5 * wave
     brain = np.clip(cortex / 2 + 0.5, 0, 1)
-    reach = np.exp(-((np.maximum(cortex, 0) / 24) ** 2))
-    furrow = np.exp(-((folds / 0.20) ** 2)) * np.clip(reach * 1.35, 0, 1)
-    ribbon = np.clip(np.maximum((9.5 - cortex) / 3, (1.15 * reach - np.abs(folds) * 1.6) * 4) + 0.5, 0, 1)
+    reach = np.exp(-((np.maximum(cortex, 0) / (36 + 8 * wave)) ** 2))
+    furrow = np.exp(-((folds / 0.19) ** 2)) * np.clip(reach * 1.6 - 0.25, 0, 1)
+    ribbon = np.clip(np.maximum((8.5 - cortex) / 3, (1.3 * reach - np.abs(folds) * 1.25 - 0.2) * 4) + 0.5, 0, 1)
     mottle = canvas.take(rng, canvas.bank(side, 14.0, 1.4, 2.0, 34))[region]
     matter = tone["white"] + ribbon * (tone["grey"] - tone["white"]) + 9.0 * mottle
     canvas.blend(planes, brain, 0.0, region)
@@ -155,8 +155,8 @@ def _axial(planes, p, tone):
         ):
             canvas.paint(planes, shape, tone["grey"], 0.5, inset=-3)
             canvas.paint(planes, shape, tone["csf"])
-        canvas.paint(planes, p(s * 108, 4, 4, 46, 0.24 * s), tone["csf"], 0.85)
-        canvas.paint(planes, p(s * 124, -22, 26, 3.2, 0.3 * s), tone["csf"], 0.85)
+        canvas.paint(planes, p(s * 100, 8, 3.2, 40, 0.2 * s), tone["csf"], 0.7)
+        canvas.paint(planes, p(s * 126, -30, 30, 3.4, -0.25 * s), tone["csf"], 0.8)
     canvas.paint(planes, p(0, 38, 3.2 * v, 24), tone["csf"])
 
 

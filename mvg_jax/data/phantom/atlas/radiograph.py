@@ -189,8 +189,8 @@ def paint(patient: Patient, side: int) -> np.ndarray:
     a += (np.clip((17 - np.abs(cx)) / 3 + 0.5, 0, 1) * (0.06 + 0.05 * level) * body).astype(np.float32)
     a -= (0.13 * np.clip((8 - np.abs(cx)) / 3 + 0.5, 0, 1) * np.clip((178 + py - y) / 20, 0, 1)).astype(np.float32)
     _add(a, blob(px + 24, 166 + py, 20, 20), 0.14, 12)
-    shade = heart(patient)
-    _add(a, shade, 0.36, 30)
+    region, d = canvas.depth(heart(patient), side)
+    a[region] += 0.36 * np.sqrt(np.clip(d / 30, 0, 1)) * (1 - 0.75 * below[region])
     _add(a, blob(px + 84 * w, 416 + py, 26, 15, 0.1), -0.2, 8)
     _ribs(a, patient)
     for s in (-1, 1):
