@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mvg_jax.data.phantom import certificate, render
+from mvg_jax.data.phantom.certificate import CT_OVERVIEW
 from mvg_jax.data.phantom.patterns import ATTRIBUTES, COUNTS, WINDOW, window_start
 from mvg_jax.data.phantom.questions import CONTROLS, KINDS, OPTIONS, SHARES, TARGETS, wording
 from mvg_jax.data.phantom.scene import (
@@ -25,6 +26,7 @@ from mvg_jax.data.phantom.scene import (
     sample_lesion,
     sample_spine,
 )
+from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
 from mvg_jax.data.task import Box
 from mvg_jax.tools.spec import ToolCall
 
@@ -191,17 +193,18 @@ def prove(case: Case) -> Proof:
         images.append(clean.copy())
         render.add_findings(images[-1], variant, case.anatomy)
     if case.kind == "window":
-        chain, views, reading = bone_window_call(), [(0, 0, SIDE, SIDE)], certificate.CT_BONE
+        chain, views, window = bone_window_call(), [(0, 0, SIDE, SIDE)], BONE_WINDOW
         differ = [_rect(scene.spine)]
     else:
         at = [zoom_box(o.x * UNITS_PER_PX, o.y * UNITS_PER_PX) for o in scene.lesions]
-        chain, reading = zoom_call(*at), certificate.CT
+        chain, window = zoom_call(*at), DEFAULT_WINDOW
         views = [tuple(v / UNITS_PER_PX for v in box) for box in at]
         starts = [window_start(o) for o in scene.lesions]
         differ = [(x, y, x + WINDOW, y + WINDOW) for y, x in starts]
     bounds = {
-        "dprime_overview": certificate.overview_dprime(images, differ, certificate.CT_OVERVIEW, certificate.CT),
-        "dprime_tool": certificate.tool_dprime(images, views, certificate.CT_OVERVIEW, reading),
+        # Texture is left out of the smallest power, which only lowers it.
+        "dprime_overview": certificate.overview_dprime(images, differ, CT_OVERVIEW, DEFAULT_WINDOW, render.WHITE_SD**2),
+        "dprime_tool": certificate.tool_dprime(images, views, CT_OVERVIEW, window, render.largest_noise_power()),
     }
     return Proof(clean, (chain,), bounds)
 

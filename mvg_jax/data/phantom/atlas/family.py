@@ -1,6 +1,7 @@
 """What a family of images is: how a patient is drawn and painted, and what can be asked about it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from mvg_jax.data.phantom.atlas import canvas
 from mvg_jax.data.phantom.atlas.details import Detail, Ink
-from mvg_jax.data.phantom.certificate import Reading
+from mvg_jax.data.phantom.certificate import Noise
 from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.task import AnswerType, Box
 
@@ -58,13 +59,22 @@ class Film:
         pixels = np.clip(signal + np.float32(0.5), 0, self.top).astype(self.pixel)
         return np.ascontiguousarray(pixels.transpose(1, 2, 0)) if self.rgb else pixels[0]
 
-    def reading(self, overview: Overview, shifted: bool) -> Reading:
-        """Bounds of the noise. Rician noise has more than 0.9 of its Gaussian power where the signal is 3 sd or more."""
-        spectrum = canvas.power(overview.side, *_texture(shifted)[:-1])
-        # All planes share the texture: together they carry `planes` times its power.
-        texture = self.planes * self.texture_sd**2 * float(spectrum.max() / spectrum.mean())
-        white = self.white_sd**2
-        return Reading(self.window, white * (0.9 if self.rician else 1.0), white + texture, self.rgb)
+    @property
+    def smallest(self) -> float:
+        """The noise's power where it has least. Rician noise has more than 0.9 of its Gaussian power where the signal is 3 sd or
+        more; texture is left out, which only lowers it."""
+        return self.white_sd**2 * (0.9 if self.rician else 1.0)
+
+    def noise(self, side: int, shifted: bool) -> Noise:
+        """What disturbs a view."""
+        return Noise(self.white_sd**2, self.texture_sd**2 * _covariance(side, *_texture(shifted)[:-1]), self.rgb)
+
+
+@functools.lru_cache(maxsize=4)
+def _covariance(side: int, scale: float, blur: float, slope: float) -> np.ndarray:
+    """[side, side] over lags (wrapped around), of a field of sd 1."""
+    covariance = np.fft.irfft2(canvas.power(side, scale, blur, slope), s=(side, side))
+    return covariance / covariance[0, 0]
 
 
 def _texture(shifted: bool) -> tuple[float, float, float, int]:

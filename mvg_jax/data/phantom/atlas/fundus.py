@@ -167,7 +167,7 @@ def site(rng: np.random.Generator, patient: Patient, place: str) -> tuple[float,
 
 def base(planes: np.ndarray, detail: Detail, overview: Overview) -> None:
     reach = detail.reach(overview)
-    canvas.paint(planes, blob(detail.x, detail.y, reach, edge=0.5 * reach), (176, 118, 70), 0.75)
+    canvas.paint(planes, blob(detail.x, detail.y, reach, edge=0.5 * reach), (184, 124, 76), 0.8)
 
 
 def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -183,14 +183,14 @@ def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         case "ring-shaped":
             amplitude = details.ring(y, x, r - 3.0, 1.8)
         case "uniform":
-            amplitude = 0.42 * inside
+            amplitude = 0.4 * inside
         case "red" | "yellow" | "white":
             colour = COLOURS[d.pattern]
             # Clear lines between the grains carry the opposite, so that the colour is not that of the whole spot.
             grains = details.spots(dataclasses.replace(d, wobble=d.wobble + d.wobble), y, x, 5, 2.2, 0.58)
             amplitude = 1.15 * np.maximum(grains, details.spot(y, x, 0, 0, 2.0))
         case count:
-            amplitude = 1.25 * details.spots(d, y, x, int(count), 2.0)
+            amplitude = 1.3 * details.spots(d, y, x, int(count), 2.3)
     return np.stack([c * amplitude for c in colour])
 
 

@@ -30,7 +30,7 @@ PLACES = {
     "lower right": ("lower half", "right"),
 }
 PATTERNS = ("one nucleus", "two nuclei", "a mitotic figure", "foam")
-COLOURS = {"red": (6, -96, -78), "blue": (-100, -66, 4), "brown": (-66, -88, -112)}
+COLOURS = {"red": (14, -104, -86), "blue": (-112, -70, 10), "brown": (-64, -92, -126)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
         _fat(planes, rng, side, warp, nucleus)
         return _finished(planes, p)
     if p.tissue == "muscle":
-        bundle = np.sin(across * 0.21)
+        bundle = np.sin(across * 0.3)
         canvas.blend(planes, (0.8 * np.clip(bundle * 2 + 1.3, 0, 1)).astype(np.float32), plasm * (1.02, 0.72, 0.88))
         canvas.blend(planes, np.clip(-bundle * 6 - 5, 0, 1).astype(np.float32), 246)
         planes += (5 * fibre).astype(np.float32)
@@ -200,12 +200,12 @@ def site(rng: np.random.Generator, patient: Patient, place: str) -> tuple[float,
 def base(planes: np.ndarray, detail: Detail, overview: Overview) -> None:
     reach = detail.reach(overview)
     canvas.paint(planes, blob(detail.x, detail.y, 1.25 * reach, edge=0.15 * reach), (150, 88, 150), 0.8)
-    canvas.paint(planes, blob(detail.x, detail.y, 1.1 * reach, edge=0.2 * reach), (222, 196, 216))
+    canvas.paint(planes, blob(detail.x, detail.y, 1.1 * reach, edge=0.2 * reach), (204, 176, 202))
 
 
 def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     d, r = detail, detail.radius
-    colour = (-116, -124, -68)
+    colour = (-108, -112, -62)
     c, s = math.cos(d.angle), math.sin(d.angle)
     match d.pattern:
         case "one nucleus":

@@ -205,7 +205,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
         _add(a, patient.mass, 0.42, 9)
     soft = canvas.take(rng, canvas.bank(side, 90.0, 3.0, 3.0, 21))
     a += 0.012 * soft * thick
-    return np.clip(150 + RAW * a, 0, FILM.top)[None].astype(np.float32)
+    return np.clip(300 + RAW * a, 0, FILM.top)[None].astype(np.float32)
 
 
 def _within(field: np.ndarray, region) -> np.ndarray:
@@ -226,8 +226,8 @@ def base(planes: np.ndarray, detail: Detail, overview: Overview) -> None:
     shape = blob(detail.x, detail.y, reach, edge=0.25 * reach)
     region, cover = canvas.cover(shape, overview.side)
     if detail.group == "marker":
-        plate = blob(detail.x, detail.y, 1.1 * reach, 1.25 * reach, edge=1.0)
-        canvas.paint(planes, plate, 700.0)
+        plate = blob(detail.x, detail.y, 2.1 * reach, bends=((4, 0.06, 0.0),), edge=1.5)
+        canvas.paint(planes, plate, 900.0)
     else:
         planes[0][region] += np.float32(430) * cover
 
@@ -236,7 +236,7 @@ def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     d, r = detail, detail.radius
     match d.pattern:
         case "R" | "L":
-            drawn = 2700 * details.letter(y, x, d.pattern)
+            drawn = 2000 * details.letter(y, x, d.pattern)
         case "smooth":
             drawn = 150 * details.disc(y, x, r - 1, 3.0)
         case "spiculated":
@@ -253,7 +253,7 @@ def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def always(rng: np.random.Generator, patient: Patient) -> tuple[Detail, ...]:
     """The side marker, on a plate beside the neck. Its letter says nothing about the side it lies on."""
     s = rng.choice((-1, 1))
-    x, y = 256 + s * rng.uniform(196, 208), rng.uniform(48, 58)
+    x, y = 256 + s * rng.uniform(200, 210), rng.uniform(44, 52)
     return (Detail("marker", pick(rng, ("R", "L")), x, y, 12.0, 0.0, (0.0,) * 6, "marker"),)
 
 

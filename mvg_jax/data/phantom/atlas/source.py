@@ -292,10 +292,10 @@ def prove(case: Case, clean: np.ndarray, overview: Overview) -> tuple[tuple[Tool
     n = details.size(overview)
     starts = [details.window(detail, overview) for detail in looked]
     differ = [(x, y, x + n, y + n) for y, x in starts]
-    reading = film.reading(overview, case.shifted)
+    noise = film.noise(overview.side, case.shifted)
     bounds = {
-        "dprime_overview": certificate.overview_dprime(images, differ, overview, reading),
-        "dprime_tool": certificate.tool_dprime(images, views, overview, reading),
+        "dprime_overview": certificate.overview_dprime(images, differ, overview, film.window, film.smallest),
+        "dprime_tool": certificate.matched_dprime(images, views, overview, film.window, noise),
         "native_px": float(overview.side),
         "overview_px": float(overview.view),
         "bicubic": float(overview.resample == "bicubic"),
