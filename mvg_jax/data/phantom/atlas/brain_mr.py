@@ -4,7 +4,6 @@ In axial and coronal images the patient's right is on the left; sagittal ones fa
 """
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
@@ -143,7 +142,12 @@ def _fissure(planes, p, tone, y1, y2, width=2.6):
 def _axial(planes, p, tone):
     v = p.ventricles
     for s in (-1, 1):
-        _deep_grey(planes, p, tone, [p(s * 58, 6, 20, 44, -0.28 * s), p(s * 22, 36, 17, 26, 0.2 * s), p(s * 30, -38, 10, 26, -0.3 * s)])
+        _deep_grey(
+            planes,
+            p,
+            tone,
+            [p(s * 58, 6, 20, 44, -0.28 * s), p(s * 22, 36, 17, 26, 0.2 * s), p(s * 30, -38, 10, 26, -0.3 * s)],
+        )
     _fissure(planes, p, tone, -196, -96)
     _fissure(planes, p, tone, 120, 196)
     for s in (-1, 1):
@@ -163,7 +167,9 @@ def _axial(planes, p, tone):
 def _coronal(planes, p, tone):
     v = p.ventricles
     for s in (-1, 1):
-        _deep_grey(planes, p, tone, [p(s * 50, -8, 15, 32, -0.35 * s), p(s * 19, 6, 15, 20), p(s * 30, -36, 9, 16, -0.5 * s)])
+        _deep_grey(
+            planes, p, tone, [p(s * 50, -8, 15, 32, -0.35 * s), p(s * 19, 6, 15, 20), p(s * 30, -36, 9, 16, -0.5 * s)]
+        )
     _fissure(planes, p, tone, -190, -78)
     for s in (-1, 1):
         for shape in (p(s * 20 * (0.7 + 0.3 * v), -34, 21 * v, 8 * v, 0.35 * s), p(s * 66, 66, 10 * v, 5 * v, 0.3 * s)):
@@ -254,7 +260,11 @@ def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         case "ring-like":
             drawn = 330 * details.ring(y, x, r - 2.0, 1.7) - 330 * details.disc(y, x, r - 4.5, 2.5)
         case "target-like":
-            drawn = 330 * details.spot(y, x, 0, 0, 2.3) + 260 * details.ring(y, x, r - 2.2, 1.5) - 260 * details.ring(y, x, r - 7, 1.6)
+            drawn = (
+                330 * details.spot(y, x, 0, 0, 2.3)
+                + 260 * details.ring(y, x, r - 2.2, 1.5)
+                - 260 * details.ring(y, x, r - 7, 1.6)
+            )
         case "striped":
             drawn = details.disc(y, x, r, 3.0) * (340 * details.stripes(y, x, d.angle, 8.5, 1.6, d.wobble[0]) - 130)
         case count:
@@ -329,9 +339,17 @@ FAMILY = Family(
     targets=PATTERNS,
     places=PLACES,
     shares={
-        "attribute": 0.29, "count": 0.23, "compare": 0.23, "side": 0.03, "organ": 0.03, "sequence": 0.04, "plane": 0.04,
-        "presence": 0.04, "colour": 0.03, "size": 0.04,
-    },  # fmt: skip
+        "attribute": 0.31,
+        "count": 0.24,
+        "compare": 0.24,
+        "side": 0.02,
+        "organ": 0.03,
+        "sequence": 0.04,
+        "plane": 0.04,
+        "presence": 0.03,
+        "colour": 0.02,
+        "size": 0.03,
+    },
     control_wordings=CONTROLS,
     sample=sample,
     paint=paint,

@@ -51,12 +51,16 @@ class Film:
         rng = np.random.default_rng((seed, 1))
         side = clean.shape[1]
         texture = canvas.take(rng, canvas.bank(side, *_texture(shifted)))
-        signal = clean + texture * np.float32(self.texture_sd)
-        signal += rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(self.white_sd)
+        signal = rng.standard_normal(clean.shape, dtype=np.float32)
+        signal *= np.float32(self.white_sd)
+        signal += texture * np.float32(self.texture_sd)
+        signal += clean
         if self.rician:
-            imaginary = rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(self.white_sd)
-            signal = np.sqrt(signal * signal + imaginary * imaginary)
-        pixels = np.clip(signal + np.float32(0.5), 0, self.top).astype(self.pixel)
+            imaginary = rng.standard_normal(clean.shape, dtype=np.float32)
+            imaginary *= np.float32(self.white_sd)
+            np.hypot(signal, imaginary, out=signal)
+        signal += np.float32(0.5)  # makes the truncation below a rounding
+        pixels = np.clip(signal, 0, self.top, out=signal).astype(self.pixel)
         return np.ascontiguousarray(pixels.transpose(1, 2, 0)) if self.rgb else pixels[0]
 
     @property

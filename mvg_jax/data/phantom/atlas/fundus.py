@@ -14,7 +14,7 @@ from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.task import AnswerType, Box
 
 FILM = Film(top=255, window=(0.0, 255.0), white_sd=3.0, texture_sd=2.5, unit="grey", rgb=True)
-RED = (-34, -84, -44)
+RED = (-40, -92, -56)
 PLACES = {
     "upper left": ("upper half", "left"),
     "upper right": ("upper half", "right"),
@@ -22,7 +22,7 @@ PLACES = {
     "lower right": ("lower half", "right"),
 }
 PATTERNS = ("dotted", "flame-shaped", "ring-shaped", "uniform")
-COLOURS = {"red": (-6, -64, -30), "yellow": (40, 52, -16), "white": (30, 48, 76)}
+COLOURS = {"red": (-14, -84, -48), "yellow": (16, 52, -30), "white": (16, 52, 84)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def paint(patient: Patient, side: int) -> np.ndarray:
 def _disc(planes, p):
     x, y = p.disc_at
     canvas.paint(planes, blob(x, y, p.disc + 9, edge=22), (206, 118, 62), 0.4)
-    canvas.paint(planes, disc(p), (222, 142, 84), 0.92)
-    canvas.paint(planes, cup(p), (252, 222, 162), 0.95)
+    canvas.paint(planes, disc(p), (216, 134, 78), 0.95)
+    canvas.paint(planes, cup(p), (252, 230, 178), 0.95)
 
 
 def _vessels(planes, p, rng):
@@ -167,7 +167,7 @@ def site(rng: np.random.Generator, patient: Patient, place: str) -> tuple[float,
 
 def base(planes: np.ndarray, detail: Detail, overview: Overview) -> None:
     reach = detail.reach(overview)
-    canvas.paint(planes, blob(detail.x, detail.y, reach, edge=0.5 * reach), (184, 124, 76), 0.8)
+    canvas.paint(planes, blob(detail.x, detail.y, reach, edge=0.5 * reach), (212, 150, 98), 0.85)
 
 
 def ink(detail: Detail, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -262,9 +262,18 @@ FAMILY = Family(
     targets=PATTERNS,
     places=PLACES,
     shares={
-        "attribute": 0.20, "count": 0.18, "colour": 0.18, "compare": 0.18, "side": 0.03, "organ": 0.03, "eye": 0.05, "presence": 0.04,
-        "structure": 0.04, "spot colour": 0.03, "size": 0.04,
-    },  # fmt: skip
+        "attribute": 0.22,
+        "count": 0.19,
+        "colour": 0.19,
+        "compare": 0.19,
+        "side": 0.02,
+        "organ": 0.02,
+        "eye": 0.04,
+        "presence": 0.04,
+        "structure": 0.03,
+        "spot colour": 0.03,
+        "size": 0.03,
+    },
     control_wordings=CONTROLS,
     sample=sample,
     paint=paint,

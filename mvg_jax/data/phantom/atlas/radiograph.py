@@ -74,14 +74,22 @@ def lung(patient: Patient, side: str) -> Blob:
 def domes(patient: Patient) -> list[Blob]:
     """The diaphragm; the liver's side stands higher."""
     return [
-        blob(patient.x + s * 88 * patient.width, 442 + patient.y + patient.dome * s + 6 * s, 100 * patient.width, 92, edge=4)
+        blob(
+            patient.x + s * 88 * patient.width,
+            442 + patient.y + patient.dome * s + 6 * s,
+            100 * patient.width,
+            92,
+            edge=4,
+        )
         for s in (-1, 1)
     ]
 
 
 def heart(patient: Patient) -> Blob:
     width = patient.heart * 2 * patient.half
-    return blob(patient.x + 0.13 * width, 322 + patient.y, 0.5 * width, 0.45 * width + 12, 0.45, ((3, 0.05, 0.6),), edge=9)
+    return blob(
+        patient.x + 0.13 * width, 322 + patient.y, 0.5 * width, 0.45 * width + 12, 0.45, ((3, 0.05, 0.6),), edge=9
+    )
 
 
 def _ribs(a: np.ndarray, patient: Patient) -> None:
@@ -268,7 +276,10 @@ def control(rng: np.random.Generator, kind: str, patient: Patient) -> Asked:
     match kind:
         case "presence" if "heart" in question:
             wide = change(patient, heart=rng.uniform(0.58, 0.64))
-            variants = {"yes": (wide, (Box("heart", box(heart(wide))),)), "no": (patient, (Box("heart", box(heart(patient))),))}
+            variants = {
+                "yes": (wide, (Box("heart", box(heart(wide))),)),
+                "no": (patient, (Box("heart", box(heart(patient))),)),
+            }
             return Asked(question, AnswerType.YES_NO, ("yes", "no"), variants)
         case "presence":
             field = "effusion" if "effusion" in question else "air"
@@ -279,7 +290,10 @@ def control(rng: np.random.Generator, kind: str, patient: Patient) -> Asked:
             variants = {
                 "pleural effusion": (change(patient, effusion=some), chest(some)),
                 "pneumothorax": (change(patient, air=some), chest(some)),
-                "enlarged heart": (change(patient, heart=rng.uniform(0.58, 0.64)), (Box("heart", box(heart(patient))),)),
+                "enlarged heart": (
+                    change(patient, heart=rng.uniform(0.58, 0.64)),
+                    (Box("heart", box(heart(patient))),),
+                ),
                 "mass": (change(patient, mass=_mass(rng, x, y, rng.uniform(30, 42))), chest(some)),
             }
             return Asked(question, AnswerType.CLOSED, tuple(variants), variants)
@@ -292,7 +306,10 @@ def control(rng: np.random.Generator, kind: str, patient: Patient) -> Asked:
             variants = {}
             for radius in apart(rng, 24, 52):
                 mass = _mass(np.random.default_rng(outline), x, y, radius)
-                variants[measured(2 * radius * SPACING_MM, "mm")] = (change(patient, mass=mass), (Box("mass", box(mass)),))
+                variants[measured(2 * radius * SPACING_MM, "mm")] = (
+                    change(patient, mass=mass),
+                    (Box("mass", box(mass)),),
+                )
             return Asked(question, AnswerType.NUMBER, (), variants, 0.1)
         case "locate":
             variants = {}
@@ -335,9 +352,18 @@ FAMILY = Family(
     targets=MARGINS,
     places=PLACES,
     shares={
-        "attribute": 0.25, "count": 0.18, "marker": 0.12, "compare": 0.18, "side": 0.04, "organ": 0.04, "presence": 0.05,
-        "abnormality": 0.04, "effusion side": 0.03, "size": 0.04, "locate": 0.03,
-    },  # fmt: skip
+        "attribute": 0.27,
+        "count": 0.20,
+        "marker": 0.12,
+        "compare": 0.20,
+        "side": 0.03,
+        "organ": 0.03,
+        "presence": 0.04,
+        "abnormality": 0.03,
+        "effusion side": 0.02,
+        "size": 0.03,
+        "locate": 0.03,
+    },
     control_wordings=CONTROLS,
     sample=sample,
     paint=paint,

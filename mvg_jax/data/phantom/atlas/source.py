@@ -35,6 +35,7 @@ CONTENT = {
 }  # fmt: skip
 MODALITY_SHARE = 0.05
 CHOICE_SHARE = 0.25  # of the closed questions with three options or more: asked for the option's letter
+TINY_OVERVIEW = Overview()
 LEAST_STEP = 4.0
 TRIES = 50
 MODALITY_QUESTIONS = ("What modality is this image?", "How was this image made?")
@@ -81,7 +82,13 @@ class PhantomAtlas:
     """
 
     def __init__(
-        self, split: str, size: int, first: int = 0, *, families: Sequence[str] = tuple(FAMILIES), overview: Overview = Overview()
+        self,
+        split: str,
+        size: int,
+        first: int = 0,
+        *,
+        families: Sequence[str] = tuple(FAMILIES),
+        overview: Overview = TINY_OVERVIEW,
     ):
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {sorted(SPLITS)}")
@@ -90,7 +97,9 @@ class PhantomAtlas:
         if not families or set(families) - set(FAMILIES) or len(set(families)) < len(families):
             raise ValueError(f"families {tuple(families)}: some of {sorted(FAMILIES)}, each once")
         if overview.resample not in RESAMPLE or overview.step < LEAST_STEP:
-            raise ValueError(f"{overview}: at least {LEAST_STEP:g} native pixels an overview pixel, resampled by one of {RESAMPLE}")
+            raise ValueError(
+                f"{overview}: at least {LEAST_STEP:g} native pixels an overview pixel, resampled by one of {RESAMPLE}"
+            )
         self.split, self.size, self.first, self.families, self.overview = split, size, first, tuple(families), overview
 
     def __len__(self) -> int:
@@ -175,7 +184,9 @@ def sample_case(
         for other in families:
             patient = FAMILIES[other].sample(rng, shifted)
             always = FAMILIES[other].always(rng, patient)
-            variants[FAMILIES[other].modality] = Scene(other, patient, (*always, *_decoy(rng, FAMILIES[other], patient)), ())
+            variants[FAMILIES[other].modality] = Scene(
+                other, patient, (*always, *_decoy(rng, FAMILIES[other], patient)), ()
+            )
         options = tuple(variants)
     elif kind in family.control_wordings:
         patient = family.sample(rng, shifted)
@@ -250,7 +261,7 @@ def _decoy(rng: np.random.Generator, family: Family, patient: Patient) -> tuple[
 
 def _box(family: Family, detail: Detail, overview: Overview) -> Box:
     noun = detail.group if detail.group == "marker" else family.noun
-    return Box(f"{detail.pattern} {noun}", canvas.box(canvas.blob(detail.x, detail.y, 1.15 * detail.reach(overview))))
+    return Box(f"{detail.pattern} {noun}", canvas.box(canvas.blob(detail.x, detail.y, detail.reach(overview))))
 
 
 def ground(scene: Scene, overview: Overview) -> np.ndarray:
