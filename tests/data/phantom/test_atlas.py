@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -361,3 +362,34 @@ def test_a_bank_is_periodic_and_has_its_power():
     assert edge < 2 * np.abs(np.diff(field, axis=0)).mean()
     drawn = canvas.take(np.random.default_rng(0), field)
     np.testing.assert_allclose(np.sort(drawn.ravel()), np.sort(field.ravel()))
+
+
+@pytest.mark.parametrize("resample", ["linear", "bicubic"])
+def test_the_tools_see_what_the_certificate_says(resample):
+    """The renderer of mvg_jax.tools gives the views that the proofs were made with, colour and 8 bits included."""
+    from mvg_jax import frames
+    from mvg_jax.tools import Sources, ViewFormat, render_views
+
+    overview = dataclasses.replace(SMALL, resample=resample)
+    pair = next(k for k in range(40) if atlas.sample_kind(atlas.pair_rng(k), ("fundus",))[1] == "compare")
+    source = PhantomAtlas("train", 80, families=("fundus",), overview=overview)
+    seen = []
+    for task in (source[2 * pair], source[2 * pair + 1]):
+        image = task.images[0]
+        sources = Sources(
+            pixels=image.pixels[None, None],
+            rescale=np.array([[[image.slope, image.intercept]]], np.float32),
+            size=np.array([[image.pixels.shape[:2]]], np.int32),
+        )
+        whole = frames.full_frame(256, 256, np.array(image.window, np.float32), np.int32(0))
+        zooms = [frames.zoom(whole, np.array(box, np.float32)) for box in task.chain[0].arguments["bbox_2d"]]
+        many = jax.tree.map(lambda *leaves: np.stack(leaves), whole, *zooms)
+        form = ViewFormat(overview.view, overview.view, resample)
+        views = np.asarray(render_views(sources, np.zeros(3, np.int32), many, form)).astype(float).transpose(0, 3, 1, 2)
+        want = [shown(task, planes(task), overview), *close_views(task, planes(task), overview)]
+        for got, expected in zip(views, want, strict=True):
+            assert np.abs(got - expected).max() < (0.51 if resample == "linear" else 1.6)  # two roundings
+            assert np.abs(got - expected).mean() < 0.4
+        seen.append(views)
+    assert np.abs(seen[0][0] - seen[1][0]).mean() < 0.1  # the twins' overviews differ by roundings
+    assert np.abs(seen[0][1:] - seen[1][1:]).max() > 20

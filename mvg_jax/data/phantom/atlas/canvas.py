@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,11 +125,18 @@ def stamp(out: np.ndarray, x: np.ndarray, y: np.ndarray, r: np.ndarray, value: f
         np.maximum.at(out.reshape(-1), index[inside], a[inside].astype(np.float32))
 
 
+def closer(points: np.ndarray, side: int) -> np.ndarray:
+    """A path's points [n, 3] with others between them, as many as images larger than UNITS px need to show one line."""
+    n, most = len(points), math.ceil(side / UNITS)
+    at = np.linspace(0, n - 1, (n - 1) * most + 1)
+    return np.stack([np.interp(at, np.arange(n), column) for column in points.T], axis=1)
+
+
 def branches(
-    rng: np.random.Generator, x: float, y: float, angle: float, radius: float, *, length: float, turn: float,
+    rng: np.random.Generator, side: int, x: float, y: float, angle: float, radius: float, *, length: float, turn: float,
     split: float = 0.05, wander: float = 0.06, taper: float = 0.997, least: float = 0.7, step: float = 1.5, most: int = 60,
 ) -> np.ndarray:  # fmt: skip
-    """A branching tree as points [n, 3] (x, y, r). turn: steady bend, radians a unit. split: chance of a branch a unit."""
+    """A branching tree as points [n, 3] (x, y, r), close enough for an image of `side` px; the tree does not depend on that. turn: steady bend, radians a unit. split: chance of a branch a unit."""
     points, ends = [], [(x, y, angle, radius, length, turn)]
     while ends and most:
         most -= 1
@@ -137,7 +145,7 @@ def branches(
         angles = angle + np.cumsum(rng.normal(0, wander, n) + turn * step)
         xs, ys = x + np.cumsum(np.cos(angles)) * step, y + np.cumsum(np.sin(angles)) * step
         rs = r * taper ** (step * np.arange(n))
-        points.append(np.stack([xs, ys, rs], 1))
+        points.append(closer(np.stack([xs, ys, rs], 1), side))
         for i in np.flatnonzero(rng.random(n) < split * step):
             if rs[i] * 0.7 > least:
                 aside = rng.choice((-1, 1)) * rng.uniform(0.45, 0.9)

@@ -16,14 +16,14 @@ import numpy as np
 from mvg_jax.data.phantom.atlas.canvas import UNITS
 from mvg_jax.data.phantom.views import Overview
 
-FINE = 8.0  # patterns are drawn for an overview with this many native pixels a pixel, and scaled to others
+FINE = 8.0  # fine pixels an overview pixel: patterns are drawn for this many, and scaled to other overviews
+SMALLEST = 0.65  # native pixels: a fine pixel is not smaller, so that there are enough to draw a pattern with
 WINDOW = 9  # overview pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
-    """A disc at (x, y) units with a pattern. group: the patterns it is drawn from. radius: fine pixels, the overview's step being
-    FINE of them. wobble [6]: small offsets of its parts, in -1..1. place: where in the patient it lies."""
+    """A disc at (x, y) units with a pattern. group: the patterns it is drawn from. radius: in fine pixels (see `fine`). wobble [6]: small offsets of its parts, in -1..1. place: where in the patient it lies."""
 
     group: str
     pattern: str
@@ -36,10 +36,15 @@ class Detail:
 
     def reach(self, overview: Overview) -> float:
         """Its radius in units."""
-        return self.radius * overview.step / FINE * UNITS / overview.side
+        return self.radius * fine(overview) * UNITS / overview.side
 
 
 Ink = Callable[[Detail, np.ndarray, np.ndarray], np.ndarray]
+
+
+def fine(overview: Overview) -> float:
+    """Native pixels a fine pixel."""
+    return max(overview.step / FINE, SMALLEST)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -66,8 +71,8 @@ def offsets(detail: Detail, overview: Overview) -> tuple[np.ndarray, np.ndarray]
     """y [n, 1] and x [1, n] of the window's pixels from the detail's centre, in fine pixels."""
     k, at = overview.side / UNITS, np.arange(size(overview)) + 0.5
     y0, x0 = window(detail, overview)
-    return ((at + y0 - detail.y * k) * (FINE / overview.step))[:, None], (
-        (at + x0 - detail.x * k) * (FINE / overview.step)
+    return ((at + y0 - detail.y * k) * (1 / fine(overview)))[:, None], (
+        (at + x0 - detail.x * k) * (1 / fine(overview))
     )[None, :]
 
 
@@ -122,7 +127,8 @@ def places(detail: Detail, count: int, share: float = 0.6):
     """(y, x) of `count` parts around the centre, at `share` of the radius; one lies near the centre."""
     if count == 1:
         return [(2.0 * detail.wobble[0], 2.0 * detail.wobble[1])]
-    turns = [detail.angle + 2 * math.pi * k / count + 0.15 * detail.wobble[k] for k in range(count)]
+    # Each count begins elsewhere, so that the mean of all counts has no spot of its own.
+    turns = [detail.angle + 1.1 * count + 2 * math.pi * k / count + 0.15 * detail.wobble[k] for k in range(count)]
     return [(share * detail.radius * math.sin(t), share * detail.radius * math.cos(t)) for t in turns]
 
 

@@ -125,7 +125,7 @@ def _vessels(planes, p, rng):
                 sign = _towards_temporal(up, p.nasal)
                 trees[kind].append(
                     canvas.branches(
-                        rng, x - 3 * p.nasal, y + up * 3, start, width * scale, length=reach, turn=turn * sign,
+                        rng, side, x - 3 * p.nasal, y + up * 3, start, width * scale, length=reach, turn=turn * sign,
                         split=0.026, taper=0.9972, least=0.75, most=26, wander=0.035,
                     )
                 )  # fmt: skip

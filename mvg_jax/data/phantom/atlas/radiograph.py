@@ -176,7 +176,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
         np.maximum(vessels[region], marked, out=vessels[region])
         tree = [
             canvas.branches(
-                rng, px + s * 40 * w, 226 + py + rng.uniform(-25, 30), t if s > 0 else math.pi - t, rng.uniform(2.6, 4.2),
+                rng, side, px + s * 40 * w, 226 + py + rng.uniform(-25, 30), t if s > 0 else math.pi - t, rng.uniform(2.6, 4.2),
                 length=rng.uniform(105, 150), turn=rng.uniform(-0.002, 0.002), split=0.035, taper=0.988, least=0.6, most=16,
             )
             for t in np.linspace(-1.25, 1.25, 7) + rng.uniform(-0.15, 0.15, 7)
