@@ -104,7 +104,7 @@ def take(rng: np.random.Generator, field: np.ndarray) -> np.ndarray:
     shift = rng.integers(0, field.shape[0], 2)
     fy, fx, turn = rng.integers(0, 2, 3)
     field = np.roll(field, shift, (0, 1))[:: 1 - 2 * fy, :: 1 - 2 * fx]
-    return field.T if turn else field
+    return np.ascontiguousarray(field.T if turn else field)  # or whatever is done with it takes twice as long
 
 
 def stamp(out: np.ndarray, x: np.ndarray, y: np.ndarray, r: np.ndarray, value: float = 1.0) -> None:
@@ -128,6 +128,8 @@ def stamp(out: np.ndarray, x: np.ndarray, y: np.ndarray, r: np.ndarray, value: f
 def closer(points: np.ndarray, side: int) -> np.ndarray:
     """A path's points [n, 3] with others between them, as many as images larger than UNITS px need to show one line."""
     n, most = len(points), math.ceil(side / UNITS)
+    if most == 1:
+        return points
     at = np.linspace(0, n - 1, (n - 1) * most + 1)
     return np.stack([np.interp(at, np.arange(n), column) for column in points.T], axis=1)
 

@@ -44,7 +44,7 @@ class Film:
         """The expected pixels of noise-free planes."""
         if self.rician:
             clean = np.sqrt(clean**2 + self.white_sd**2)
-        return np.clip(clean, 0, self.top)
+        return np.clip(clean, np.float32(0), np.float32(self.top))
 
     def expose(self, clean: np.ndarray, seed: int, shifted: bool) -> np.ndarray:
         """Pixels [side, side] or [side, side, 3] of noise-free planes. shifted: another texture."""
@@ -53,7 +53,8 @@ class Film:
         texture = canvas.take(rng, canvas.bank(side, *_texture(shifted)))
         signal = rng.standard_normal(clean.shape, dtype=np.float32)
         signal *= np.float32(self.white_sd)
-        signal += texture * np.float32(self.texture_sd)
+        texture *= np.float32(self.texture_sd)
+        signal += texture
         signal += clean
         if self.rician:
             imaginary = rng.standard_normal(clean.shape, dtype=np.float32)
