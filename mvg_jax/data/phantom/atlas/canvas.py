@@ -138,7 +138,10 @@ def branches(
     rng: np.random.Generator, side: int, x: float, y: float, angle: float, radius: float, *, length: float, turn: float,
     split: float = 0.05, wander: float = 0.06, taper: float = 0.997, least: float = 0.7, step: float = 1.5, most: int = 60,
 ) -> np.ndarray:  # fmt: skip
-    """A branching tree as points [n, 3] (x, y, r), close enough for an image of `side` px; the tree does not depend on that. turn: steady bend, radians a unit. split: chance of a branch a unit."""
+    """A branching tree as points [n, 3] (x, y, r), close enough for an image of `side` px; the tree does not depend on that.
+
+    turn: steady bend, radians a unit. split: chance of a branch a unit.
+    """
     points, ends = [], [(x, y, angle, radius, length, turn)]
     while ends and most:
         most -= 1

@@ -23,7 +23,11 @@ WINDOW = 9  # overview pixels
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
-    """A disc at (x, y) units with a pattern. group: the patterns it is drawn from. radius: in fine pixels (see `fine`). wobble [6]: small offsets of its parts, in -1..1. place: where in the patient it lies."""
+    """A disc at (x, y) units with a pattern.
+
+    group: the patterns it is drawn from. radius: in fine pixels (see `fine`). wobble [6]: small offsets of its parts, in -1..1.
+    place: where in the patient it lies.
+    """
 
     group: str
     pattern: str

@@ -21,7 +21,8 @@ class Film:
     """How planes become pixels: noise, range, type.
 
     white_sd, texture_sd: noise a pixel, and texture of power f^-2.8 that counts as noise. rician: magnitude of a complex
-    signal (MR). unit: of the values; one step is one unit. rgb: three planes of 8 bits, otherwise one of `top` + 1 levels.
+    signal (MR). unit: of the physical values, which are planes + intercept. window: in the planes' values. rgb: three planes of 8
+    bits, otherwise one of `top` + 1 levels.
     """
 
     top: float
@@ -31,6 +32,7 @@ class Film:
     unit: str
     rgb: bool = False
     rician: bool = False
+    intercept: float = 0.0
 
     @property
     def planes(self) -> int:

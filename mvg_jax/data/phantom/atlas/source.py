@@ -1,4 +1,4 @@
-"""PhantomAtlas: radiograph-, MR-, fundus- and histology-like images with questions of the kinds that VQA-RAD and SLAKE ask.
+"""PhantomAtlas: CT-, radiograph-, MR-, fundus- and histology-like images with questions of the kinds that VQA-RAD and SLAKE ask.
 
 patient -> scene (patient and details) -> a scene for every answer -> question -> certificate -> pixels, all a function of
 (split, index, families, overview).
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mvg_jax.data.phantom import certificate
-from mvg_jax.data.phantom.atlas import brain_mr, canvas, details, fundus, histology, radiograph
+from mvg_jax.data.phantom.atlas import brain_mr, canvas, ct_axial, details, fundus, histology, radiograph
 from mvg_jax.data.phantom.atlas.canvas import UNITS
 from mvg_jax.data.phantom.atlas.details import Detail
 from mvg_jax.data.phantom.atlas.family import Family, Patient, pick
@@ -21,7 +21,7 @@ from mvg_jax.data.task import AnswerType, Box, NativeImage, Task
 from mvg_jax.tools.spec import ToolCall
 
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (radiograph, brain_mr, fundus, histology)
+    module.FAMILY.name: module.FAMILY for module in (ct_axial, radiograph, brain_mr, fundus, histology)
 }
 # First pair of each split. `ood`: patients, textures and stains outside of the range of the others.
 SPLITS = {"train": 0, "val": 10**6, "test": 2 * 10**6, "ood": 3 * 10**6}
@@ -116,12 +116,14 @@ class PhantomAtlas:
         planes = clean.copy() if clean is not None else ground(scene, self.overview)
         add_details(planes, scene, self.overview)
         spacing = None if family.spacing_mm is None else family.spacing_mm * UNITS / self.overview.side
-        pixels = family.film.expose(planes, case.seed, case.shifted)
+        film = family.film
+        pixels = film.expose(planes, case.seed, case.shifted)
+        window = tuple(value + film.intercept for value in film.window)
         return Task(
             id=f"phantom_atlas/{self.split}/{index:08d}",
             dataset="phantom_atlas",
             kind=case.kind,
-            images=(NativeImage(pixels, family.film.window, 1.0, 0.0, family.film.unit, spacing),),
+            images=(NativeImage(pixels, window, 1.0, film.intercept, film.unit, spacing),),
             question=case.question,
             answer=case.gold(answer),
             options=case.options,
