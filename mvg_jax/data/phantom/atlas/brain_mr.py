@@ -37,7 +37,8 @@ PATTERNS = ("solid", "ring-like", "target-like", "striped")
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """ventricles: their width over a normal one's. mass: a large lesion; swollen: its signal is that of the sequence, or `dark`."""
+    """ventricles: their width over a normal one's. mass: a large lesion. mass_signal: its signal, None = that of the
+    sequence."""
 
     plane: str
     sequence: str

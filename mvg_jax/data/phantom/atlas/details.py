@@ -75,9 +75,8 @@ def offsets(detail: Detail, overview: Overview) -> tuple[np.ndarray, np.ndarray]
     """y [n, 1] and x [1, n] of the window's pixels from the detail's centre, in fine pixels."""
     k, at = overview.side / UNITS, np.arange(size(overview)) + 0.5
     y0, x0 = window(detail, overview)
-    return ((at + y0 - detail.y * k) * (1 / fine(overview)))[:, None], (
-        (at + x0 - detail.x * k) * (1 / fine(overview))
-    )[None, :]
+    y, x = (at + y0 - detail.y * k) / fine(overview), (at + x0 - detail.x * k) / fine(overview)
+    return y[:, None], x[None, :]
 
 
 def hidden(detail: Detail, patterns: tuple[str, ...], ink: Ink, overview: Overview) -> np.ndarray:
@@ -94,24 +93,29 @@ def hidden(detail: Detail, patterns: tuple[str, ...], ink: Ink, overview: Overvi
 
 
 def spot(y, x, cy, cx, sigma):
+    """A Gaussian spot at (cy, cx)."""
     return np.exp(-((y - cy) ** 2) / (2 * sigma**2)) * np.exp(-((x - cx) ** 2) / (2 * sigma**2))
 
 
 def disc(y, x, r, edge=2.0, cy=0.0, cx=0.0):
+    """A soft-edged disc."""
     return np.clip((r - np.hypot(y - cy, x - cx)) / edge + 0.5, 0, 1)
 
 
 def oval(y, x, ry, rx, angle, cy=0.0, cx=0.0, edge=1.5):
+    """A soft-edged ellipse, rx along `angle`."""
     c, s = math.cos(angle), math.sin(angle)
     u, v = (c * (x - cx) + s * (y - cy)) / rx, (c * (y - cy) - s * (x - cx)) / ry
     return np.clip((1 - np.hypot(u, v)) * min(rx, ry) / edge + 0.5, 0, 1)
 
 
 def ring(y, x, r, sigma=1.6):
+    """A ring of radius r."""
     return np.exp(-((np.hypot(y, x) - r) ** 2) / (2 * sigma**2))
 
 
 def stripes(y, x, angle, period, sigma, shift=0.0, lines=(-1, 0, 1)):
+    """Parallel lines across `angle`, numbered by `lines`."""
     across = math.cos(angle) * x + math.sin(angle) * y + shift
     return sum(np.exp(-((across - k * period) ** 2) / (2 * sigma**2)) for k in lines)
 
@@ -128,7 +132,7 @@ def spikes(y, x, angle, count, low, high, sigma=1.2):
 
 
 def places(detail: Detail, count: int, share: float = 0.6):
-    """(y, x) of `count` parts around the centre, at `share` of the radius; one lies near the centre."""
+    """(y, x) of `count` parts around the centre, at `share` of the radius; a single one lies near the centre."""
     if count == 1:
         return [(2.0 * detail.wobble[0], 2.0 * detail.wobble[1])]
     # Each count begins elsewhere, so that the mean of all counts has no spot of its own.
@@ -137,6 +141,7 @@ def places(detail: Detail, count: int, share: float = 0.6):
 
 
 def spots(detail: Detail, y, x, count: int, sigma=2.0, share=0.6):
+    """`count` spots at `places`."""
     return np.max([spot(y, x, cy, cx, sigma) for cy, cx in places(detail, count, share)], axis=0)
 
 

@@ -55,7 +55,7 @@ class Scene:
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A question and a scene for every answer. twins: the answers of the two items. asked: which details must be seen closely; ()
-    where the overview is enough. seed: of texture and noise. letters: the answer is a letter of the options."""
+    where the overview is enough. seed: of texture and noise. shifted: out of distribution."""
 
     kind: str
     question: str
