@@ -99,6 +99,14 @@ def bank(side: int, scale: float, blur: float, slope: float, seed: int) -> np.nd
     return field
 
 
+@functools.lru_cache(maxsize=8)
+def lines(side: int, scale: float, blur: float, slope: float, seed: int, width: float) -> np.ndarray:
+    """A periodic net of lines [side, side], 0..1: where such a field is within about `width` sd of zero."""
+    net = np.exp(-((bank(side, scale, blur, slope, seed) / np.float32(width)) ** 2))
+    net.flags.writeable = False
+    return net
+
+
 def take(rng: np.random.Generator, field: np.ndarray) -> np.ndarray:
     """A periodic field shifted, mirrored and transposed at random."""
     shift = rng.integers(0, field.shape[0], 2)

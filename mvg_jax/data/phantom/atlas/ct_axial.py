@@ -59,7 +59,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
         canvas.blend(planes, np.clip(np.minimum(below - low, high - below) + 0.5, 0, 1), value - render.INTERCEPT)
     _layers(planes, patient(patient.anatomy.body))
     # Mesenteric vessels and septa: thin bright lines where a smooth field crosses zero.
-    lines = np.exp(-((canvas.take(rng, canvas.bank(side, 70.0, 5.0, 2.0, 61)) / 0.16) ** 2))
+    lines = canvas.take(rng, canvas.lines(side, 70.0, 5.0, 2.0, 61, 0.16))
     lines *= 110 * np.clip(0.5 + 0.5 * canvas.take(rng, canvas.bank(side, 70.0, 8.0, 3.0, 62)), 0, 1.2)
     region, inside = canvas.cover(patient(patient.anatomy.body), side, inset=patient.anatomy.body.layers[-1].inset)
     planes[0][region] += inside * lines[region]

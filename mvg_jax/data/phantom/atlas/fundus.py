@@ -81,7 +81,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
     field = np.hypot(x - 256, y - 256)
     choroid = canvas.take(rng, canvas.bank(side, 70.0, 2.2, 2.6, 41))
     # Choroidal vessels shine through as a faint orange net.
-    net = np.exp(-((canvas.take(rng, canvas.bank(side, 40.0, 3.6, 1.5, 42)) / 0.3) ** 2))
+    net = canvas.take(rng, canvas.lines(side, 40.0, 3.6, 1.5, 42, 0.3))
     fx, fy = p.fovea
     far2 = (x - fx) ** 2 + (y - fy) ** 2
     macula = np.exp(-far2 / (2 * 52.0**2)) * 0.20 + np.exp(-far2 / (2 * 15.0**2)) * 0.22

@@ -116,11 +116,7 @@ def paint(patient: Patient, side: int) -> np.ndarray:
     planes[...] = stroma[:, None, None]
     along = math.cos(p.direction) * x + math.sin(p.direction) * y
     across = math.cos(p.direction) * y - math.sin(p.direction) * x + 1.0 * warp[0]
-    # Fibres: waves along one direction, broken up by a smooth field.
-    fibre = np.sin(across * 0.55 + 2.0 * np.sin(along * 0.03 + warp[1] * 0.2)) * np.clip(
-        0.5 + 0.5 * warp[1] / 10.0, 0, 1
-    )
-    slits = np.exp(-((canvas.take(rng, canvas.bank(side, 50.0, 4.0, 2.0, 53)) / 0.07) ** 2))
+    slits = canvas.take(rng, canvas.lines(side, 50.0, 4.0, 2.0, 53, 0.07))
     if p.tissue == "fat":
         _fat(planes, rng, side, warp, nucleus)
         return _finished(planes, p)
@@ -128,34 +124,45 @@ def paint(patient: Patient, side: int) -> np.ndarray:
         bundle = np.sin(across * 0.3)
         canvas.blend(planes, (0.8 * np.clip(bundle * 2 + 1.3, 0, 1)).astype(np.float32), plasm * (1.02, 0.72, 0.88))
         canvas.blend(planes, np.clip(-bundle * 6 - 5, 0, 1).astype(np.float32), 246)
-        planes += (5 * fibre).astype(np.float32)
+        planes += 5 * _fibres(along, across, warp)
         spread = _nuclei(rng, side, 26.0, (8.0, 11.0), p.density * 0.7, warp, 0.32, p.direction)
     elif p.tissue == "lymphoid tissue":
         canvas.blend(planes, np.float32(0.8), plasm)
         spread = _nuclei(rng, side, 12.0, (4.4, 5.6), 0.9, warp, 1.2)
     else:
-        planes += (9 * fibre).astype(np.float32) * np.array([0.4, 1.0, 0.8], np.float32)[:, None, None]
-        canvas.blend(planes, (0.85 * slits).astype(np.float32), 246)
+        fibres = _fibres(along, across, warp)
+        for plane, strength in zip(planes, (3.6, 9.0, 7.2), strict=True):
+            plane += strength * fibres
+        canvas.blend(planes, 0.85 * slits, 246)
         spread = np.maximum(
             _nuclei(rng, side, 34.0, (8.0, 11.5), p.density, warp, 0.34, p.direction),
             _nuclei(rng, side, 29.0, (4.2, 6.0), 0.5 * p.density, [warp[1] + 11, warp[0] + 17]),
         )
-    ink = nucleus[:, None, None] + 13 * chromatin
+    chromatin *= np.float32(13)
+    inks = [tone + chromatin for tone in nucleus]
     if p.tissue == "glands":
         inside = canvas.mask(p.glands, side)
         spread *= 1 - inside
     spread *= np.float32(0.88)
-    planes += spread * (ink - planes)
+    for plane, dark in zip(planes, inks, strict=True):
+        plane += spread * (dark - plane)
     if p.tissue == "glands":
         for gland in p.glands:
-            _gland(planes, gland, rng, ink, plasm)
+            _gland(planes, gland, rng, inks, plasm)
     if p.cyst is not None:
         canvas.paint(planes, p.cyst, plasm, inset=-5)
         canvas.paint(planes, p.cyst, 247)
     return _finished(planes, p)
 
 
-def _gland(planes, gland: Blob, rng, ink, plasm) -> None:
+def _fibres(along: np.ndarray, across: np.ndarray, warp) -> np.ndarray:
+    """Waves along one direction, broken up by a smooth field: [side, side], -1..1."""
+    waves = np.sin(across * 0.55 + 2.0 * np.sin(along * 0.03 + warp[1] * 0.2))
+    waves *= np.clip(0.5 + 0.05 * warp[1], 0, 1)
+    return waves
+
+
+def _gland(planes, gland: Blob, rng, inks, plasm) -> None:
     """A ring of columnar cells, nuclei at its outer edge, mucus towards the lumen."""
     side = planes.shape[1]
     region, d = canvas.depth(gland, side)
@@ -171,10 +178,10 @@ def _gland(planes, gland: Blob, rng, ink, plasm) -> None:
     mucus = np.clip((d - 15) / 4, 0, 1) * 0.55
     canvas.blend(planes, mucus, 240, region)
     canvas.blend(planes, np.clip((d - 27) / 2.5 + 0.5, 0, 1), 247, region)
-    high = 8.2 + 1.8 * np.sin(phase)[which]
+    high = (8.2 + 1.8 * np.sin(phase)).astype(np.float32)[which]
     du, dv = (at - np.floor(at) - 0.5) * 8.5 / 3.4, (d - high) / 5.4
     nuclei = np.clip((1 - np.sqrt(du * du + dv * dv)) * 3 + 0.5, 0, 1).astype(np.float32) * 0.9
-    for plane, dark in zip(planes, ink, strict=True):
+    for plane, dark in zip(planes, inks, strict=True):
         target = plane[region]
         target += nuclei * (dark[region] - target)
 
