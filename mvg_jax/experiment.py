@@ -15,9 +15,10 @@ from flax import nnx
 from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom, trajectories
-from mvg_jax.data.catalog import choose, keep, open_source
+from mvg_jax.data.catalog import EMBEDDED, choose, keep, open_source
 from mvg_jax.data.fit import Bucket
 from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, refuse_or_allow
+from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.pipeline import Phase, Sound, Subset
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Demonstration, Task
@@ -104,7 +105,9 @@ class Experiment:
 
     def source(self, name: str, split: str, first: int, size: int):
         """Random access to the tasks of a data set that fit the shapes; the report of a DataSet says what was dropped."""
-        source = open_source(name, split, self.config.data.root, first, size)
+        side = min(self.config.data.image_height, self.config.data.image_width)
+        overview = Overview(side, min(self.view.height, self.view.width), self.view.resample)
+        source = open_source(name, split, self.config.data.root, first, size, overview)
         if not isinstance(source, DataSet):
             return source
         length = self.config.rollout.prompt_length
@@ -127,7 +130,7 @@ class Experiment:
         judged = [
             self.source(name, split or evaluation.split, 0, sys.maxsize)
             for name, split, _ in map(choose, evaluation.sets)
-            if name != "phantom"
+            if name not in EMBEDDED
         ]
         published = [source for source in opened.values() if isinstance(source, DataSet)]
         overlap = find_overlap(published, judged) if published and judged else None
@@ -173,7 +176,7 @@ class Experiment:
         """The evaluation's tasks, ready for the rollout."""
         tasks, c = [], self.config.eval
         for name, split, _ in map(choose, c.sets):
-            endless = name == "phantom"
+            endless = name in EMBEDDED
             source = self.source(name, split or c.split, 0, c.tasks if endless else sys.maxsize)
             count = min(c.tasks, len(source))
             tasks += [Sound(source, self.bucket.fit)[i * len(source) // count].task for i in range(count)]

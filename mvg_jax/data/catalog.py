@@ -1,4 +1,4 @@
-"""Data sets by name: the embedded phantom, and the published ones as they lie in a folder."""
+"""Data sets by name: the embedded phantoms, and the published ones as they lie in a folder."""
 
 import math
 import pathlib
@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mvg_jax.data import phantom, readers
+from mvg_jax.data.phantom.atlas import FAMILIES, PhantomAtlas
+from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.records import DataSet, Record
 from mvg_jax.errors import RunError
 
-NAMES = ("phantom", *readers.READERS)
+# The families of PhantomAtlas, together and one by one.
+ATLAS = {"phantom_atlas": tuple(FAMILIES), **{f"phantom_{family}": (family,) for family in FAMILIES}}
+EMBEDDED = ("phantom", *ATLAS)
+NAMES = (*EMBEDDED, *readers.READERS)
 
 
 class Choice(NamedTuple):
@@ -37,15 +42,21 @@ def choose(text: str) -> Choice:
     return Choice(name, split, value)
 
 
-def open_source(name: str, split: str, root: str, first: int, size: int):
+def open_source(name: str, split: str, root: str, first: int, size: int, overview: Overview):
     """Random access to the tasks `first` .. `first + size` (or to the end) of a split.
 
-    root: holds a folder or a zip of each published data set, named like it. RunError names what is not there.
+    root: holds a folder or a zip of each published data set, named like it. overview: what the model is shown first, which the
+    items of PhantomAtlas are made and certified for. RunError names what is not there, or cannot be made.
     """
     if size < 1:
         raise RunError(f"the {split} split of {name} is empty: its size must be at least 1")
     if name == "phantom":
         return phantom.PhantomSource(split, size, first)
+    if name in ATLAS:
+        try:
+            return PhantomAtlas(split, size, first, families=ATLAS[name], overview=overview)
+        except ValueError as error:
+            raise RunError(f"{name}: {error}") from error
     data = readers.read(name, find_root(name, root), split)[first : first + size]
     if not data:
         raise RunError(f"{name}: nothing is left of split {split}\n{data.report}")

@@ -2,6 +2,7 @@ import pytest
 
 from mvg_jax.data.catalog import Choice, choose, find_root, keep, open_source
 from mvg_jax.data.images import BadImage
+from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
@@ -28,15 +29,27 @@ def test_what_names_no_data_set_is_refused(text):
 
 def test_a_data_set_that_is_not_there(tmp_path):
     with pytest.raises(RunError, match=r"config\.data\.root"):
-        open_source("slake", "train", str(tmp_path), 0, 10)
+        open_source("slake", "train", str(tmp_path), 0, 10, Overview())
     (tmp_path / "slake.zip").touch()
     assert find_root("slake", str(tmp_path)) == tmp_path / "slake.zip"
 
 
 def test_the_phantom_needs_no_files():
-    assert len(open_source("phantom", "val", "/nonexistent", 3, 5)) == 5
+    assert len(open_source("phantom", "val", "/nonexistent", 3, 5, Overview())) == 5
     with pytest.raises(RunError, match="empty"):
-        open_source("phantom", "val", "/nonexistent", 0, 0)
+        open_source("phantom", "val", "/nonexistent", 0, 0, Overview())
+
+
+def test_the_atlas_is_made_for_the_overview():
+    both = open_source("phantom_atlas", "val", "/nonexistent", 0, 5, Overview(256, 32))
+    one = open_source("phantom_fundus", "ood", "/nonexistent", 0, 5, Overview(256, 32))
+    assert len(both.families) == 5
+    assert one.families == ("fundus",)
+    assert one[0].images[0].pixels.shape == (256, 256, 3)
+    with pytest.raises(RunError, match=r"phantom_fundus: .* at least 4 native pixels"):
+        open_source("phantom_fundus", "val", "/nonexistent", 0, 5, Overview(512, 448))
+    with pytest.raises(RunError, match="phantom_atlas: split 'dev'"):
+        open_source("phantom_atlas", "dev", "/nonexistent", 0, 5, Overview())
 
 
 def test_records_that_do_not_fit_are_counted_and_named():

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mvg_jax.data.phantom import certificate, render
+from mvg_jax.data.phantom.certificate import CT_OVERVIEW
 from mvg_jax.data.phantom.patterns import ATTRIBUTES, COUNTS, WINDOW, window_start
 from mvg_jax.data.phantom.questions import CONTROLS, KINDS, OPTIONS, SHARES, TARGETS, wording
 from mvg_jax.data.phantom.scene import (
@@ -29,7 +30,7 @@ from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
 from mvg_jax.data.task import Box
 from mvg_jax.tools.spec import ToolCall
 
-ZOOM_UNITS, GRID_UNITS = 120, 20
+ZOOM_UNITS, GRIDS = 120, 6
 UNITS_PER_PX = 1000 / SIDE
 _STREAM = 0x7068616E  # keeps these draws apart from other users of the same seeds
 
@@ -91,10 +92,16 @@ def finding_boxes(scene: Scene) -> tuple[Box, ...]:
     return found + tuple(_box(label, o.x, o.y, o.rx, o.ry) for label, o in blobs if o is not None)
 
 
-def zoom_box(x: float, y: float) -> list[int]:
-    """The expert's zoom box: ZOOM_UNITS a side, on a grid of GRID_UNITS, inside 0..1000, near (x, y)."""
-    low = [min(max(GRID_UNITS * round((c - ZOOM_UNITS / 2) / GRID_UNITS), 0), 1000 - ZOOM_UNITS) for c in (x, y)]
-    return [low[0], low[1], low[0] + ZOOM_UNITS, low[1] + ZOOM_UNITS]
+def zoom_box(x: float, y: float, units: int = ZOOM_UNITS) -> list[int]:
+    """The expert's zoom box: `units` a side, on a grid of a sixth of that, inside 0..1000, near (x, y)."""
+    grid = grid_units(units)
+    low = [min(max(grid * round((c - units / 2) / grid), 0), 1000 - units) for c in (x, y)]
+    return [low[0], low[1], low[0] + units, low[1] + units]
+
+
+def grid_units(units: int) -> int:
+    """How far apart the expert's zoom boxes of this size are."""
+    return units // GRIDS
 
 
 def zoom_call(*at: list[int]) -> ToolCall:
@@ -195,8 +202,9 @@ def prove(case: Case) -> Proof:
         starts = [window_start(o) for o in scene.lesions]
         differ = [(x, y, x + WINDOW, y + WINDOW) for y, x in starts]
     bounds = {
-        "dprime_overview": certificate.overview_dprime(images, differ),
-        "dprime_tool": certificate.tool_dprime(images, views, window),
+        # Texture is left out of the smallest power, which only lowers it.
+        "dprime_overview": certificate.overview_dprime(images, differ, CT_OVERVIEW, DEFAULT_WINDOW, render.WHITE_SD**2),
+        "dprime_tool": certificate.tool_dprime(images, views, CT_OVERVIEW, window, render.largest_noise_power()),
     }
     return Proof(clean, (chain,), bounds)
 

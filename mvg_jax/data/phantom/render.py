@@ -16,14 +16,14 @@ _TEXTURE_SCALE = 64.0
 _GRAIN_SCALE = 1.1
 
 
-def depth(blob: Blob) -> tuple[tuple[slice, slice], np.ndarray] | None:
+def depth(blob: Blob, side: int = SIDE) -> tuple[tuple[slice, slice], np.ndarray] | None:
     """The blob's bounding box and about how deep each pixel there lies inside it (px); None if it is off the image."""
     c, s = math.cos(blob.angle), math.sin(blob.angle)
     grow = 1.0 + sum(abs(a) for _, a, _ in blob.bends)
     hx = grow * math.hypot(blob.rx * c, blob.ry * s) + blob.edge
     hy = grow * math.hypot(blob.rx * s, blob.ry * c) + blob.edge
-    x0, x1 = max(0, math.floor(blob.x - hx)), min(SIDE, math.ceil(blob.x + hx))
-    y0, y1 = max(0, math.floor(blob.y - hy)), min(SIDE, math.ceil(min(blob.y + hy, blob.bottom)))
+    x0, x1 = max(0, math.floor(blob.x - hx)), min(side, math.ceil(blob.x + hx))
+    y0, y1 = max(0, math.floor(blob.y - hy)), min(side, math.ceil(min(blob.y + hy, blob.bottom)))
     if x0 >= x1 or y0 >= y1:
         return None
     x = np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - blob.x)
@@ -66,7 +66,7 @@ def _bend(bends: tuple[tuple[int, float, float], ...], u: np.ndarray, v: np.ndar
     return out
 
 
-def _cover(d: np.ndarray, inset: float, edge: float) -> np.ndarray:
+def cover(d: np.ndarray, inset: float, edge: float) -> np.ndarray:
     """How much of each pixel is deeper than `inset`, 0..1."""
     a = d * np.float32(1 / edge)
     a += np.float32(0.5 - inset / edge)
@@ -89,7 +89,7 @@ def paint(hu: np.ndarray, blob: Blob) -> None:
     box, d = found
     target = hu[box]
     for layer in blob.layers:
-        a = _cover(d, layer.inset, blob.edge)
+        a = cover(d, layer.inset, blob.edge)
         _blend(target, a, layer.hu)
 
 
@@ -112,7 +112,7 @@ def render_anatomy(scene: Scene) -> np.ndarray:
     box, d = depth(scene.body)
     target = hu[box]
     for layer in scene.body.layers:
-        a = _cover(d, layer.inset, scene.body.edge)
+        a = cover(d, layer.inset, scene.body.edge)
         _blend(target, a, layer.hu)
     strands = _take(rng, _strands())[box]
     target += a * strands
@@ -198,41 +198,43 @@ def _take(rng: np.random.Generator, bank: np.ndarray) -> np.ndarray:
     return piece[:: 1 - 2 * fy, :: 1 - 2 * fx]
 
 
-def _frequency_squared() -> np.ndarray:
-    fy, fx = np.fft.fftfreq(_BANK)[:, None], np.fft.rfftfreq(_BANK)[None, :]
+def frequency_squared(side: int) -> np.ndarray:
+    """Squared spatial frequencies [side, side // 2 + 1], cycles a pixel, as `rfft2` orders them."""
+    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     return fy**2 + fx**2
 
 
 def _grain_power() -> np.ndarray:
-    return np.exp(-((2 * np.pi * _GRAIN_SCALE) ** 2) * _frequency_squared())
+    return np.exp(-((2 * np.pi * _GRAIN_SCALE) ** 2) * frequency_squared(_BANK))
 
 
 def _texture_power() -> np.ndarray:
     """Power law of exponent 2.8 (Burgess), flat below one cycle in 64 px so that its largest power is finite."""
-    return (_frequency_squared() + _TEXTURE_SCALE**-2) ** -1.4
+    return (frequency_squared(_BANK) + _TEXTURE_SCALE**-2) ** -1.4
 
 
-def _field(power: np.ndarray, seed: int) -> np.ndarray:
-    """A [_BANK, _BANK] float32 random field with this power spectrum, sd 1. It is periodic."""
-    white = np.random.default_rng(seed).standard_normal((_BANK, _BANK), dtype=np.float32)
-    field = np.fft.irfft2(np.fft.rfft2(white) * np.sqrt(power), s=(_BANK, _BANK))
+def random_field(power: np.ndarray, seed: int) -> np.ndarray:
+    """A [side, side] float32 random field with the power spectrum [side, side // 2 + 1], sd 1. It is periodic."""
+    side = power.shape[0]
+    white = np.random.default_rng(seed).standard_normal((side, side), dtype=np.float32)
+    field = np.fft.irfft2(np.fft.rfft2(white) * np.sqrt(power), s=(side, side))
     return (field / field.std()).astype(np.float32)
 
 
 @functools.cache
 def _grain() -> np.ndarray:
-    return _field(_grain_power(), 1) * np.float32(GRAIN_SD)
+    return random_field(_grain_power(), 1) * np.float32(GRAIN_SD)
 
 
 @functools.cache
 def _texture() -> np.ndarray:
-    return _field(_texture_power(), 2) * np.float32(TEXTURE_SD)
+    return random_field(_texture_power(), 2) * np.float32(TEXTURE_SD)
 
 
 @functools.cache
 def _strands() -> np.ndarray:
     """Mesenteric vessels and septa: thin bright lines where a smooth field crosses zero, HU over fat."""
-    f2 = _frequency_squared()
-    field = _field(np.exp(-f2 * 22.0**2 * 4), 3)
-    strength = 0.5 + 0.5 * _field(np.exp(-f2 * 30.0**2 * 4), 4)
+    f2 = frequency_squared(_BANK)
+    field = random_field(np.exp(-f2 * 22.0**2 * 4), 3)
+    strength = 0.5 + 0.5 * random_field(np.exp(-f2 * 30.0**2 * 4), 4)
     return (130.0 * np.clip(strength, 0, 1.2) * np.exp(-((field / 0.16) ** 2))).astype(np.float32)
