@@ -1,0 +1,38 @@
+"""The paper's experiment in miniature: from a model that answers at once to one that uses tools. scripts/ablation.sh runs all of it.
+
+    python -m mvg_jax.train --config=configs/tiny_base.py --workdir=workdir/ablation/base
+    python -m mvg_jax.collect --config=configs/tiny_ablation.py --expert --out=workdir/ablation/trajectories
+    python -m mvg_jax.train --config=configs/tiny_ablation.py:sft --workdir=workdir/ablation/sft
+    python -m mvg_jax.train --config=configs/tiny_ablation.py:grpo --workdir=workdir/ablation/grpo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+from mvg_jax.errors import RunError
+
+
+def get_config(stage: str = "sft") -> ConfigDict:
+    if stage not in ("sft", "grpo"):
+        raise RunError(f"configs/tiny_ablation.py:{stage}: use :sft or :grpo")
+    c = tiny.get_config()
+    c.stages = (stage,)
+    c.model.checkpoint = f"workdir/ablation/{'base' if stage == 'sft' else 'sft'}"
+    c.eval.tasks = 200  # scripts/ablation.sh evaluates on the test split
+
+    # 4,000 trajectories of the expert, from scenes that neither the base nor GRPO sees.
+    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 4000, 1, 32, 320
+    if stage == "sft":
+        c.data.first = 300_000
+
+    c.sft.trajectories = ("workdir/ablation/trajectories",)
+    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 400, 64, 1, 256
+    c.sft.validation, c.sft.validate_every, c.sft.patience = 256, 50, 3
+    c.sft.optimizer.learning_rate = 1.5e-3
+    c.sft.optimizer.warmup_steps = 30
+    c.sft.optimizer.schedule = "cosine"
+    c.sft.learner.microbatches = 1
+    # The eyes were made densely before; what is learnt here is what to do with them.
+    c.sft.learner.freeze = ("vision_tower",)
+    c.sft.learner.suffix_lengths, c.sft.learner.view_batches = (80, 128), (64, 192)
+    return c
