@@ -103,18 +103,22 @@ def parse_turn(text: str) -> Turn | Malformed:
         return Malformed("E1", JSON_TEXT)
 
 
+def turn_body(turn: Turn) -> str:
+    """What stands inside a turn's last block: the call as JSON, or the answer."""
+    if isinstance(turn.action, str):
+        return turn.action
+    call = {"name": turn.action.name, "arguments": turn.action.arguments}
+    return json.dumps(call, ensure_ascii=False, allow_nan=False)
+
+
 def _turn_parts(turn: Turn) -> tuple[tuple[str, bool], ...]:
     """A turn as (text, whether it is ours): the tags are ours, what stands between them is not."""
-    if isinstance(turn.action, ToolCall):
-        call = {"name": turn.action.name, "arguments": turn.action.arguments}
-        name, body = CALL, json.dumps(call, ensure_ascii=False, allow_nan=False)
-    else:
-        name, body = ANSWER, turn.action
+    name = ANSWER if isinstance(turn.action, str) else CALL
     return (
         (f"<{THINK}>", True),
         (turn.think, False),
         (f"</{THINK}><{name}>", True),
-        (body, False),
+        (turn_body(turn), False),
         (f"</{name}>", True),
     )
 
