@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -212,6 +213,88 @@ class Eval:
     prompts: int = 64
 
 
+OFF = -1  # switches a filter off
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What a sampled trajectory must be like to be kept (collection.select); -1 switches a filter off.
+
+    correct: least score of the answer. errors: most turns that got a typed error. redundant: a view that overlaps an earlier image
+    by more (intersection over union) shows nothing new. needed: a tool is needed where the task says so, or where it says nothing
+    and at least this share of the answers without tools is wrong; kept is who called a tool where one is needed, and only there.
+    turns, tokens: most of each. chains_per_task, chains_per_kind: most trajectories with the same calls.
+    """
+
+    correct: float = 1.0
+    errors: int = 0
+    redundant: float = 0.9
+    needed: float = 0.75
+    turns: int = OFF
+    tokens: int = OFF
+    chains_per_task: int = 2
+    chains_per_kind: int = OFF
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            most = 1 if name in ("correct", "redundant", "needed") else math.inf
+            if value != OFF and not 0 <= value <= most:
+                raise RunError(f"config.collect.filters.{name} {value}: from 0 to {most}, or {OFF} for none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint. url: up to and with /v1 ("" = none). key_variable: the environment variable that holds the
+    key ("" = no key). retries: tries beyond the first. requests_per_minute: 0 = no limit; concurrency: requests under way.
+    timeout: seconds for one reply. view_size: side in pixels of the views it is shown (0 = what the student is shown)."""
+
+    url: str = ""
+    model: str = ""
+    key_variable: str = ""
+    timeout: float = 120.0
+    retries: int = 6
+    requests_per_minute: float = 0.0
+    concurrency: int = 8
+    max_tokens: int = 1024
+    view_size: int = 0
+
+    def __post_init__(self):
+        fits = self.timeout > 0 and self.retries >= 0 and self.requests_per_minute >= 0 and self.view_size >= 0
+        if not fits or self.concurrency < 1 or self.max_tokens < 1:
+            raise RunError("config.collect.endpoint: a number is below what makes sense")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Trajectory sampling: `samples` tries at each of `tasks` tasks of config.data.sets (by their weights; training splits).
+
+    prompts: tasks played at a time; shard: tasks between two files, which is what an interruption may cost. tools, kinds: weights of
+    tool chains ("none", a tool's name, names joined by "+") and of kinds of questions, each NAME=WEIGHT, "*" for all others;
+    () = as they come. keep: share of the filtered trajectories that is kept; the smaller, the nearer to those weights.
+    """
+
+    tasks: int = 256
+    samples: int = 4
+    temperature: float = 1.0
+    prompts: int = 16
+    shard: int = 64
+    filters: Filters = Filters()
+    tools: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    keep: float = 1.0
+    endpoint: Endpoint = Endpoint()
+
+    def __post_init__(self):
+        if (
+            min(self.tasks, self.samples, self.prompts, self.shard) < 1
+            or not 0 < self.keep <= 1
+            or self.temperature < 0
+        ):
+            raise RunError(
+                "config.collect: tasks, samples, prompts and shard are at least 1, temperature at least 0, 0 < keep <= 1"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """every: steps between checkpoints of a stage; keep: how many to keep."""
@@ -234,6 +317,7 @@ class Config:
     vision: Vision = Vision()
     sft: SFT = SFT()
     grpo: GRPO = GRPO()
+    collect: Collect = Collect()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     compile_cache: str = ""

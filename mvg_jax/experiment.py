@@ -51,10 +51,10 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """The parts that all stages share. graph: the model's structure; weights travel apart, as its nnx.State."""
+    """The parts that all stages share. graph: the model's structure; weights travel apart, as its nnx.State. None: no model."""
 
     config: Config
-    graph: nnx.GraphDef
+    graph: nnx.GraphDef | None
     model: model_shapes.VLMConfig
     tokenizer_folder: pathlib.Path
     protocol: Protocol
@@ -294,33 +294,43 @@ def random_shape(name: str) -> model_shapes.VLMConfig:
     return model_shapes.SHAPES[name]()
 
 
-def build(config: Config) -> tuple[Experiment, nnx.State]:
-    """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
+def outline(config: Config) -> Experiment:
+    """The experiment before a weight is read: its environment is ready, its graph is None. RunError as for `build`."""
     try:
         check_weights(config.env.rewards)
         registry = default_registry(config.env.tools)
         tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
         tokenizer = load_tokenizer(tokenizer_folder)
         if config.model.checkpoint:
-            where = folder(config.model.checkpoint)
-            check_tensor_axis(config.mesh.tensor, hf.read_config(where).text)
-            model = hf.load(where, jnp.dtype(config.model.dtype), place_array)
+            shape = hf.read_config(folder(config.model.checkpoint))
         else:
             placeholder = tokenizer.id(named_token(tokenizer_folder, "context_image_token"))
             shape = model_shapes.with_tokens(random_shape(config.model.shape), tokenizer.size, placeholder)
-            check_tensor_axis(config.mesh.tensor, shape.text)
-            model = hf.FAMILIES[shape.model_type].model(shape, nnx.Rngs(config.seed))
+        check_tensor_axis(config.mesh.tensor, shape.text)
+        shape = model_shapes.with_view_size(shape, config.model.view_size)
+        protocol = load_protocol(tokenizer_folder, tokenizer, shape, registry, config.env.style)
+    except (ValueError, OSError, KeyError) as error:
+        raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
+    return Experiment(config, None, shape, tokenizer_folder, protocol, limits)
+
+
+def build(config: Config) -> tuple[Experiment, nnx.State]:
+    """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
+    experiment, lora = outline(config), config.model.lora
+    try:
+        if config.model.checkpoint:
+            model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype), place_array)
+            model.config = experiment.model
+        else:
+            model = hf.FAMILIES[experiment.model.model_type].model(experiment.model, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
-        model.config = model_shapes.with_view_size(model.config, config.model.view_size)
-        protocol = load_protocol(tokenizer_folder, tokenizer, model.config, registry, config.env.style)
-        lora = config.model.lora
         if lora.rank:
             add_lora(model, lora.targets, lora.rank, lora.alpha, nnx.Rngs(config.seed))
     except (ValueError, OSError, KeyError) as error:
         raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     graph, params = nnx.split(model)
-    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
-    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), place(params)
+    return dataclasses.replace(experiment, graph=graph), place(params)
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:

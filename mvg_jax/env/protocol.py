@@ -308,6 +308,17 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
+def system_text(registry: Registry, style: str, tools_on: bool = True) -> str:
+    """The system turn's content in one of STYLES; trusted text."""
+    instruction = INSTRUCTIONS[style, tools_on]
+    if not tools_on:
+        return instruction
+    if style == "compact":
+        return "\n".join([instruction, "<tools>", *registry.compact_lines(), "</tools>"])
+    lines = "\n".join(json.dumps(schema) for schema in registry.schemas())
+    return instruction + "\n\n" + _HERMES.format(lines=lines)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Protocol:
     """Tasks, turns and observations as token ids.
@@ -330,13 +341,7 @@ class Protocol:
 
     def system_text(self, tools_on: bool = True) -> str:
         """The system turn's content; trusted text."""
-        instruction = INSTRUCTIONS[self.style, tools_on]
-        if not tools_on:
-            return instruction
-        if self.style == "compact":
-            return "\n".join([instruction, "<tools>", *self.registry.compact_lines(), "</tools>"])
-        lines = "\n".join(json.dumps(schema) for schema in self.registry.schemas())
-        return instruction + "\n\n" + _HERMES.format(lines=lines)
+        return system_text(self.registry, self.style, tools_on)
 
     def prompt_ids(self, task: Task, tools_on: bool = True) -> list[int]:
         """System turn and user turn, up to where the model begins; E placeholders for each of the task's images."""
