@@ -165,13 +165,14 @@ class Vision:
 
 @dataclasses.dataclass(frozen=True)
 class SFT:
-    """Stage `sft`: imitation of scripted trajectories. mixture: decision -> weight (see data.phantom.expert);
-    tools_off: share of batches whose prompt offers no tools and whose answers are direct; right_first: steps at the beginning
-    that imitate right trajectories only."""
+    """Stage `sft`: imitation of the trajectories in the folders `trajectories` ("A,B"; see collect), or, with "", of scripted ones:
+    mixture: decision -> weight (see data.phantom.expert); tools_off: share of batches whose prompt offers no tools and whose answers
+    are direct; right_first: steps at the beginning that imitate right trajectories only."""
 
     steps: int = 0
     prompts: int = 16
     group: int = 4
+    trajectories: str = ""
     mixture: dict[str, float] = dataclasses.field(default_factory=lambda: {"right": 1.0})
     tools_off: float = 0.1
     right_first: int = 0

@@ -19,6 +19,8 @@ from mvg_jax.data.fit import Bucket
 from mvg_jax.data.pipeline import Phase, Sound
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task
+from mvg_jax.data.trajectories import StoredTrajectories
+from mvg_jax.data.trajectories import read as read_trajectories
 from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol
@@ -125,6 +127,21 @@ class Experiment:
             for first, choices in mixtures
         ]
 
+    def demonstrations(self) -> StoredTrajectories:
+        """What config.sft.trajectories holds, all of it looked through but for its pixels. RunError for what cannot be imitated."""
+        paths, room = self.config.sft.trajectories.split(","), self.config.rollout.turn_tokens
+        stored = read_trajectories(*map(str.strip, paths), registry=self.protocol.registry)
+        for i in range(len(stored)):
+            episode = stored.outline(i)
+            longest = max(len(self.protocol.turn_ids(turn)) + 1 for turn in episode.demonstration.turns)
+            if longest > room or len(episode.records) > self.limits.max_turns or not episode.tools_on:
+                raise RunError(
+                    f"{self.config.sft.trajectories}: trajectory {i} ({episode.task.id}) has {len(episode.records)} turns of up "
+                    f"to {longest} tokens, tools {'on' if episode.tools_on else 'off'}: it needs config.env.max_turns, "
+                    f"config.rollout.turn_tokens {room} to hold it, and tools on"
+                )
+        return stored
+
     def lessons(self):
         """Random access to labelled images for stage `vision`."""
         return phantom.PhantomLessons(self.config.data.size)
@@ -156,6 +173,8 @@ class Experiment:
 
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
+        if c.trajectories and c.group != 1:
+            raise RunError(f"config.sft.group {c.group}: rows of stored trajectories would be equal; set it to 1")
         world = self.world(c.prompts, c.group)
         learner = make_learner(
             self.config,
@@ -170,7 +189,7 @@ class Experiment:
             world,
             learner,
             learner_shapes(c.learner, world.shapes, "sft.learner"),
-            phantom.mixture,
+            None if c.trajectories else phantom.mixture,
             c.mixture,
             c.tools_off,
             c.right_first,

@@ -102,14 +102,18 @@ def run_stage(
     folder = workdir / name
     stage, steps, prompts = make_stage(experiment, name, params)
     state = stage.start(params)
-    lessons = name == "vision"
-    phases = [Phase(0, (experiment.lessons(),), (1.0,))] if lessons else experiment.training_phases()
+    if name == "vision":
+        phases, fit = [Phase(0, (experiment.lessons(),), (1.0,))], None
+    elif name == "sft" and config.sft.trajectories:
+        phases, fit = [Phase(0, (experiment.demonstrations(),), (1.0,))], experiment.bucket.fit_demonstration
+    else:
+        phases, fit = experiment.training_phases(), experiment.bucket.fit
     for source in dict.fromkeys(source for phase in phases for source in phase.sources):
         if isinstance(source, DataSet):
             program.say(str(source.report))
     batches = TaskBatches(
         phases,
-        fit=None if lessons else experiment.bucket.fit,
+        fit=fit,
         batch=prompts,
         shuffle=config.data.shuffle,
         seed=config.seed,
