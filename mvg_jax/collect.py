@@ -51,7 +51,7 @@ from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task
 from mvg_jax.data.trajectories import Played, StoredTrajectories, read, read_notes, write
 from mvg_jax.errors import RunError
-from mvg_jax.experiment import Experiment, build, enter_mesh, outline, rollout_shapes
+from mvg_jax.experiment import Experiment, build, enter_mesh, outline
 from mvg_jax.metrics import write_atomically, write_summary
 from mvg_jax.tools import ViewFormat
 
@@ -208,8 +208,7 @@ def make_sampler(config: Config, who: str, out: pathlib.Path) -> Crew:
         view = ViewFormat(side, side, "bicubic") if side else view
     data, registry = config.data, experiment.protocol.registry
     place = Table(registry, experiment.limits, view, (data.image_height, data.image_width), data.images)
-    shapes = rollout_shapes(config, config.rollout.prompts, config.rollout.group)
-    sampler = TextSampler(speaker, place, experiment.protocol, shapes, c.samples, threads)
+    sampler = TextSampler(speaker, place, experiment.protocol, config.rollout, c.samples, threads)
     return Crew(experiment, sampler, client, speaker)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from mvg_jax.collection.converse import Conversation, Speaker, Table, play
 from mvg_jax.collection.select import Candidate, keyed
+from mvg_jax.config import Rollout
 from mvg_jax.data.phantom import expert
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.data.trajectories import Played
@@ -18,7 +19,7 @@ from mvg_jax.env.protocol import Protocol, render_turn
 from mvg_jax.env.rewards import TERMS, row_facts
 from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame
-from mvg_jax.rollout.engine import Drawn, Engine, Shapes
+from mvg_jax.rollout.engine import Drawn, Engine
 from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, World, rollout
 
 
@@ -74,12 +75,12 @@ class ModelSampler:
 
 
 class TextSampler:
-    """A speaker of text, `threads` conversations at a time. protocol, shapes: of the model that is to learn, to see what fits it."""
+    """A speaker of text, `threads` conversations at a time. protocol, room: of the model that is to learn, to see what fits it."""
 
-    def __init__(self, speaker: Speaker, table: Table, protocol: Protocol, shapes: Shapes, samples: int, threads: int):
+    def __init__(self, speaker: Speaker, table: Table, protocol: Protocol, room: Rollout, samples: int, threads: int):
         self.name = speaker.name
         self._speaker, self._table, self._samples = speaker, table, samples
-        self._protocol, self._shapes = protocol, shapes
+        self._protocol, self._room = protocol, room
         self._pool = concurrent.futures.ThreadPoolExecutor(threads)
 
     def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
@@ -93,7 +94,7 @@ class TextSampler:
 
     def _one(self, task: Task, sample: int, tools_on: bool) -> Candidate:
         episodes, texts = play(self._table, self._speaker, task, sample, tools_on)
-        tokens, fits = measure(self._protocol, self._shapes, episodes, texts, tools_on)
+        tokens, fits = measure(self._protocol, self._room, episodes, texts, tools_on)
         return _candidate(episodes, texts, tokens, self._speaker.name, sample, tools_on, fits)
 
 
@@ -115,23 +116,24 @@ class ExpertSpeaker:
 
 
 def measure(
-    protocol: Protocol, shapes: Shapes, episodes: Episodes, texts: Sequence[str], tools_on: bool
+    protocol: Protocol, room: Rollout, episodes: Episodes, texts: Sequence[str], tools_on: bool
 ) -> tuple[int, bool]:
-    """(tokens that a model of ours would have written for the turns of one row, whether its shapes have room for the episode).
+    """(tokens that a model of ours would have written for the turns of one row, whether its rollouts have room for the episode).
 
     The rule of the turn loop: a turn fits `turn_tokens`, and an observation leaves room for one more turn.
     """
     (records,), (task,) = episodes.records, episodes.tasks
     written, length = 0, 0
-    fits = len(protocol.prompt_ids(task, tools_on)) <= shapes.prompt_length
+    fits = len(protocol.prompt_ids(task, tools_on)) <= room.prompt_length
     for record, text in zip(records, texts, strict=True):
         if not isinstance(record.turn, Turn):
             continue
         said = len(protocol.turn_ids(record.turn)) + 1
-        seen = len(protocol.observation_ids(record.views, text)) if text else 0
         written, length = written + said, length + said
-        fits = fits and said <= shapes.turn_tokens and seen <= shapes.suffix_length - shapes.turn_tokens - length
-        length += seen
+        fits = fits and said <= room.turn_tokens
+        if text:
+            length += len(protocol.observation_ids(record.views, text))
+            fits = fits and length <= room.suffix_length - room.turn_tokens
     return written, fits
 
 

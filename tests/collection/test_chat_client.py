@@ -174,7 +174,13 @@ def test_an_endpoint_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "refuses the key of TEST_KEY"), (403, "TEST_KEY"), (404, "no model 'teacher'"), (302, "HTTP 302"), (405, "405")],
+    [
+        (401, "refuses the key of TEST_KEY"),
+        (403, "TEST_KEY"),
+        (404, "no model 'teacher'"),
+        (302, "HTTP 302"),
+        (405, "405"),
+    ],
 )
 def test_what_will_never_pass_is_not_tried_again(server, status, words):
     server.script = [(status, {"Location": "http://127.0.0.1:9/"}, b"no \x1b[31m\nsuch thing" + b"!" * 9999)]
@@ -279,7 +285,9 @@ def test_a_reply_is_kept_and_not_asked_for_again(server, tmp_path):
         client(server, tmp_path).complete({"n": 1})
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/v1", "file:///etc/passwd", "http://", "http://me:pw@x/v1", "http://x/v1?key=1"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x/v1", "file:///etc/passwd", "http://", "http://me:pw@x/v1", "http://x/v1?key=1"]
+)
 def test_addresses_that_make_no_sense(url):
     with pytest.raises(RunError, match="endpoint"):
         ChatClient(Endpoint(url=url, model="m"))

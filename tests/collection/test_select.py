@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from mvg_jax.collection import select
-from mvg_jax.collection.select import KEPT, Candidate, balanced, cell_weights, choose, judge, keyed, read_weights, verdict
+from mvg_jax.collection.select import (
+    KEPT,
+    Candidate,
+    balanced,
+    cell_weights,
+    choose,
+    judge,
+    keyed,
+    read_weights,
+    verdict,
+)
 from mvg_jax.config import OFF, Filters
 from mvg_jax.data.task import NativeImage, Task, Turn
 from mvg_jax.data.trajectories import Played
@@ -229,7 +239,11 @@ def test_the_balance_keeps_exactly_its_share_and_never_more_than_there_is(keep):
 
 
 def test_weights_are_read_or_refused():
-    assert read_weights(("image_zoom_in_tool=2", "a=b=0.5", "*=1"), "w") == {"image_zoom_in_tool": 2, "a=b": 0.5, "*": 1}
+    assert read_weights(("image_zoom_in_tool=2", "a=b=0.5", "*=1"), "w") == {
+        "image_zoom_in_tool": 2,
+        "a=b": 0.5,
+        "*": 1,
+    }
     for bad in (("x",), ("=1",), ("x=-1",), ("x=inf",), ("x=nan",), ("x=1", "x=2")):
         with pytest.raises(RunError, match=r"config\.collect\.kinds"):
             read_weights(bad, "config.collect.kinds")
