@@ -219,7 +219,7 @@ def claim(config: Config, who: str, out: pathlib.Path) -> str:
     for name in ("tools", "kinds", "keep"):
         del decides["collect"][name]
     del decides["collect"]["filters"]["chains_per_kind"]
-    for name in ("key_variable", "timeout", "retries", "requests_per_minute", "concurrency"):
+    for name in ("url", "key_variable", "timeout", "retries", "requests_per_minute", "concurrency"):
         del decides["collect"]["endpoint"][name]
     text = json.dumps({"who": who} | decides, indent=2, sort_keys=True) + "\n"
     path = out / "collect.json"
@@ -227,7 +227,7 @@ def claim(config: Config, who: str, out: pathlib.Path) -> str:
         held = path.read_text() if path.exists() else None
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
-    if held not in (None, text):
+    if held not in (None, text) and any((out / "sampled").glob("*.parquet")):
         raise RunError(f"{out} holds trajectories of another config (see {path}); choose another --out")
     write_atomically(path, text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,8 @@
 """Trajectory sampling from end to end: what is written, resume, determinism, and what the statistics say."""
 
+import base64
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -11,15 +13,18 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import tiny
 from mvg_jax import collect as program
 from mvg_jax import config as configs
 from mvg_jax.collect import collect
+from mvg_jax.collection import chat_client
 from mvg_jax.collection.samplers import TextSampler
 from mvg_jax.data.trajectories import read
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import outline
+from tests.chat_server import Server, completion
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -204,6 +209,60 @@ def test_our_model_collects_and_sft_reads_it(tmp_path):
     )
     with pytest.raises(RunError, match=r"turn_tokens 3"):
         small.demonstrations()
+
+
+def teacher(handler):
+    """Zooms first, into an illegal box or not, and answers then, well-formed or not, as the seed of the request has it."""
+    body = json.loads(handler.body)
+    turn = sum(message["role"] == "assistant" for message in body["messages"])
+    if turn == 0:
+        box = "[300, 300, 420, 420]" if body["seed"] % 2 else "[5, 5, 1, 1]"
+        call = f'{{"name": "image_zoom_in_tool", "arguments": {{"bbox_2d": {box}, "img_idx": 0}}}}'
+        text = f"<think>closer</think><tool_call>{call}</tool_call>"
+    else:
+        text = "<think>seen</think><answer>left</answer>" if body["seed"] % 3 else "It is on the left."
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(completion(text))
+
+
+def test_a_chat_endpoint_teaches_and_its_replies_are_not_asked_for_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("TEACHER_KEY", "s3cret")
+    server = Server()
+    server.script = [(500, {}, b""), teacher]
+    endpoint = {"url": server.url, "model": "teacher", "key_variable": "TEACHER_KEY", "retries": 2, "concurrency": 2}
+    loose = {"correct": -1, "needed": -1, "chains_per_task": -1}
+    given = config(tasks=4, samples=4, endpoint=endpoint | {"view_size": 96}, filters=loose)
+    try:
+        monkeypatch.setattr(chat_client, "FIRST_WAIT", 0.01)
+        statistics = collect(given, "endpoint", tmp_path)
+        asked = len(server.requests)
+        before = files(tmp_path)
+        assert 32 < asked <= 4 * 4 * 3 + 1
+        views = json.loads(server.requests[-1][2])["messages"][1]["content"]
+        assert decoded(views[0]).shape == (96, 96, 3)
+        # all that was sampled is lost, but for the replies
+        for path in [*tmp_path.glob("sampled/*"), tmp_path / "00000.parquet", tmp_path / "statistics.json"]:
+            path.unlink()
+        assert collect(given, "endpoint", tmp_path) == statistics
+        assert len(server.requests) == asked
+        assert files(tmp_path) == before
+    finally:
+        server.close()
+    assert statistics["sampled"] == 16
+    reasons = {why for row in statistics["counts"].values() for why in row}
+    assert {"kept", "errors"} <= reasons
+    assert not any(b"s3cret" in content for content in before.values())
+    store = read(tmp_path)
+    for episode in map(store.played, range(len(store))):
+        assert episode.source == "teacher"
+        assert [record.turn.think for record in episode.records] == ["closer", "seen"]
+        assert episode.texts == ("Zoomed view.", "")
+
+
+def decoded(part):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))))
 
 
 def test_what_nobody_knows_is_tried_without_tools(tmp_path, monkeypatch):

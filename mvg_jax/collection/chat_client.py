@@ -81,7 +81,7 @@ class ChatClient:
         content = json.dumps(body, sort_keys=True, allow_nan=False).encode()
         known = None
         if self._cache is not None:
-            name = hashlib.sha256(self._url.encode() + b"\n" + content).hexdigest()
+            name = hashlib.sha256(content).hexdigest()  # it names the model; where that is served may change
             known = self._cache / name[:2] / f"{name}.json"
             if (reply := _stored(known)) is not None:
                 return reply

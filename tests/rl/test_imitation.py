@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import numpy as np
 import optax
 import pytest
 
+from mvg_jax.data.task import Demonstration
 from mvg_jax.rl.imitation import SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
@@ -98,3 +101,15 @@ def test_right_trajectories_come_first(learner):
     for number in range(1, 5):
         state, _ = stage.step(state, number, TASKS)
     assert stage.demonstrate.told == [{"right": 1.0}] * 8 + [{"direct": 1.0}] * 8
+
+
+def test_stored_demonstrations_are_learnt_like_the_same_ones_made_up(learner):
+    told = make_stage(learner, tools_off=0.0)
+    fixed = dataclasses.replace(told, demonstrate=lambda task, rng, mixture: (TWO, ANSWER))
+    stored = dataclasses.replace(told, demonstrate=None)
+    demonstrations = [Demonstration(task, (TWO, ANSWER)) for task in TASKS]
+    a, expected = fixed.step(fixed.start(tiny_world.own_params()), 1, TASKS)
+    b, metrics = stored.step(stored.start(tiny_world.own_params()), 1, demonstrations)
+    assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in expected.items()}
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        assert np.array_equal(x, y)
