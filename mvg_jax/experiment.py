@@ -33,11 +33,12 @@ from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.lora import add_lora, merge_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
-from mvg_jax.rl.imitation import SFTStage
+from mvg_jax.rl.imitation import Scripted, SFTStage, stored
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rl.optimizer import make_optimizer
+from mvg_jax.rl.packing import PackShapes, pack_shapes
 from mvg_jax.rl.vision import VisionStage
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import World
@@ -129,18 +130,17 @@ class Experiment:
 
     def demonstrations(self) -> StoredTrajectories:
         """What config.sft.trajectories holds, all of it looked through but for its pixels. RunError for what cannot be imitated."""
-        paths, room = self.config.sft.trajectories.split(","), self.config.rollout.turn_tokens
-        stored = read_trajectories(*map(str.strip, paths), registry=self.protocol.registry)
-        for i in range(len(stored)):
-            episode = stored.outline(i)
-            longest = max(len(self.protocol.turn_ids(turn)) + 1 for turn in episode.demonstration.turns)
-            if longest > room or len(episode.records) > self.limits.max_turns or not episode.tools_on:
+        where, room = self.config.sft.trajectories, self.config.rollout.turn_tokens
+        found = read_trajectories(*map(str.strip, where.split(",")), registry=self.protocol.registry)
+        for i in range(len(found)):
+            turns = found.outline(i).demonstration.turns
+            longest = max(len(self.protocol.turn_ids(turn)) + 1 for turn in turns)
+            if longest > room or len(turns) > self.limits.max_turns:
                 raise RunError(
-                    f"{self.config.sft.trajectories}: trajectory {i} ({episode.task.id}) has {len(episode.records)} turns of up "
-                    f"to {longest} tokens, tools {'on' if episode.tools_on else 'off'}: it needs config.env.max_turns, "
-                    f"config.rollout.turn_tokens {room} to hold it, and tools on"
+                    f"{where}: trajectory {i} has {len(turns)} turns of up to {longest} tokens, more than "
+                    f"config.env.max_turns {self.limits.max_turns} or config.rollout.turn_tokens {room}"
                 )
-        return stored
+        return found
 
     def lessons(self):
         """Random access to labelled images for stage `vision`."""
@@ -185,16 +185,23 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
         )
-        return SFTStage(
-            world,
-            learner,
-            learner_shapes(c.learner, world.shapes, "sft.learner"),
-            None if c.trajectories else phantom.mixture,
-            c.mixture,
-            c.tools_off,
-            c.right_first,
-            self.config.seed,
-        )
+        scripted = Scripted(phantom.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
+        teach = stored if c.trajectories else scripted
+        shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
+        return SFTStage(world, learner, shapes, teach, self.pack_shapes(world.shapes))
+
+    def pack_shapes(self, rollout: Shapes) -> PackShapes | None:
+        """Shapes of packed demonstrations, None where they are not packed. RunError when a row may not hold one."""
+        c = self.config.sft
+        if not c.pack_length:
+            return None
+        if c.pack_length < rollout.prompt_length + rollout.suffix_length:
+            raise RunError(
+                f"config.sft.pack_length {c.pack_length}: a trajectory may need prompt_length + suffix_length = "
+                f"{rollout.prompt_length + rollout.suffix_length} of config.rollout"
+            )
+        views = rollout.prompt_images + rollout.views
+        return pack_shapes(c.learner.microbatches, c.pack_length, rollout.rows, self.protocol.tokens_per_image, views)
 
     def grpo_stage(self, params: nnx.State) -> GRPOStage:
         c, r = self.config.grpo, self.config.rollout
