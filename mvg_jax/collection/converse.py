@@ -71,7 +71,7 @@ def play(table: Table, speaker: Speaker, task: Task, sample: int, tools_on: bool
     while episodes.running_B[0]:
         said = speaker.speak(conversation)
         turn, outside = (None, said) if isinstance(said, Stop) else (parse_turn(said), Stop.RUNNING)
-        plan = plan_step(offered, episodes, [turn], np.array([outside], np.int32))
+        plan = plan_step([offered], episodes, [turn], np.array([outside], np.int32))
         result = apply_tools(table.registry, sources, np.zeros(1, np.int32), plan.frames, plan.args, table.view)
         frames, count, code = jax.device_get((result.frames, result.count, result.code))
         episodes, (text,), (count,) = finish_text_step(plan, ToolResult(result.views, frames, count, code))
