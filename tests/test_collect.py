@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from mvg_jax import collect as program
 from mvg_jax import config as configs
-from mvg_jax.collect import collect
 from mvg_jax.collection import chat_client
+from mvg_jax.collection import run as program
+from mvg_jax.collection.run import collect
 from mvg_jax.collection.samplers import TextSampler
 from mvg_jax.data.trajectories import read
 from mvg_jax.errors import RunError
@@ -189,6 +189,16 @@ def test_settings_that_make_no_sense_are_named(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def small_sft(workdir, *arguments):
+    """Two steps of stage sft on two trajectories each."""
+    command = [sys.executable, "-m", "mvg_jax.train", f"--config={ROOT}/configs/tiny.py", f"--workdir={workdir}"]
+    command += ["--config.stages=('sft',)", "--config.sft.steps=2", "--config.sft.prompts=2", "--config.sft.group=1"]
+    command += ["--config.sft.learner.microbatches=1", "--config.sft.learner.suffix_lengths=(128,)"]
+    command += ["--config.sft.learner.view_batches=(8,)", "--config.rollout.encode_batches=(16,)", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
 def test_our_model_collects_and_sft_reads_it(tmp_path):
     """The embedded model on twelve tries; what is kept is replayed by stage sft through the environment."""
     out = tmp_path / "w"
@@ -199,11 +209,20 @@ def test_our_model_collects_and_sft_reads_it(tmp_path):
     again = collect(given, "model", tmp_path / "again")
     assert again == statistics
     assert files(tmp_path / "again") == files(out)
-    experiment = outline(config(sft={"trajectories": f"{out}, {out}", "group": 1}))
+    taught = config(sft={"prompts": 2, "group": 1, "trajectories": f"{out}, {out}"})
+    experiment = outline(taught)
     store = experiment.demonstrations()
     assert len(store) == 2 * statistics["kept"]
     fitted = experiment.bucket.fit_demonstration(store[0])
-    assert fitted.task.images[0] is not None
+    assert fitted.task.images[0].pixels.dtype == np.uint16
+    assert small_sft(tmp_path / "run", f"--config.sft.trajectories={out}, {out}").returncode == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == [1, 2]
+    assert all(0 < record["loss"] < 1 for record in metrics), "its own answers cannot surprise the model"
+    with pytest.raises(RunError, match=r"config\.sft\.group 2"):
+        dataclasses.replace(
+            experiment, config=dataclasses.replace(taught, sft=dataclasses.replace(taught.sft, group=2))
+        ).sft_stage()
     small = outline(
         dataclasses.replace(experiment.config, rollout=dataclasses.replace(experiment.config.rollout, turn_tokens=3))
     )
