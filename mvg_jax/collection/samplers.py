@@ -24,7 +24,7 @@ from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, Wo
 
 
 class Sampler(typing.Protocol):
-    """Whoever makes candidates. at_a_time: tasks that are best handed over together."""
+    """Whoever makes candidates."""
 
     name: str
 
