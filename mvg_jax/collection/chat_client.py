@@ -87,7 +87,8 @@ class ChatClient:
                 return reply
         reply = self._ask(content)
         if known is not None:
-            write_atomically(known, json.dumps(reply._asdict()))
+            with self._lock:  # another thread may have asked the same
+                write_atomically(known, json.dumps(reply._asdict()))
         return reply
 
     def _ask(self, content: bytes) -> Reply:
