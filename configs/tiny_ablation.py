@@ -1,9 +1,9 @@
 """The paper's experiment in miniature: from a model that answers at once to one that uses tools. scripts/ablation.sh runs all of it.
 
-    python -m mvg_jax.train --config=configs/tiny_base.py --workdir=workdir/ablation/base
-    python -m mvg_jax.collect --config=configs/tiny_ablation.py --expert --out=workdir/ablation/trajectories
-    python -m mvg_jax.train --config=configs/tiny_ablation.py:sft --workdir=workdir/ablation/sft
-    python -m mvg_jax.train --config=configs/tiny_ablation.py:grpo --workdir=workdir/ablation/grpo
+python -m mvg_jax.train --config=configs/tiny_base.py --workdir=workdir/ablation/base
+python -m mvg_jax.collect --config=configs/tiny_ablation.py --expert --out=workdir/ablation/trajectories
+python -m mvg_jax.train --config=configs/tiny_ablation.py:sft --workdir=workdir/ablation/sft
+python -m mvg_jax.train --config=configs/tiny_ablation.py:grpo --workdir=workdir/ablation/grpo
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config(stage: str = "sft") -> ConfigDict:
     if stage == "sft":
         c.data.first = 300_000
 
-    c.sft.trajectories = ("workdir/ablation/trajectories",)
+    c.sft.trajectories = "workdir/ablation/trajectories"
     c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 400, 64, 1, 256
     c.sft.validation, c.sft.validate_every, c.sft.patience = 256, 50, 3
     c.sft.optimizer.learning_rate = 1.5e-3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -168,18 +169,18 @@ class Vision:
 class SFT:
     """Stage `sft`: imitation of collected trajectories or, where none are named, of scripted ones.
 
-    trajectories: folders or files that mvg_jax.collect wrote. Of their tasks as many are held out as make `validation` trajectories
+    trajectories: folders that mvg_jax.collect wrote ("A,B"). Of their tasks as many are held out as make `validation` trajectories
     (0: none), looked at every `validate_every` steps; after `patience` looks without a lower loss it is over (0: never), and the
     weights of the lowest loss are what comes out.
     Scripted: mixture: decision -> weight (see data.phantom.expert); tools_off: share of batches whose prompt offers no tools and
     whose answers are direct; right_first: steps at the beginning that imitate right trajectories only.
-    pack_length: tokens of a row that several trajectories share (0: none do; collected ones always do).
+    pack_length: tokens of a row that several trajectories share (0: none do).
     """
 
     steps: int = 0
     prompts: int = 16
     group: int = 4
-    trajectories: tuple[str, ...] = ()
+    trajectories: str = ""
     validation: int = 0
     validate_every: int = 50
     patience: int = 0
@@ -191,12 +192,14 @@ class SFT:
     learner: Learner = Learner()
 
     def __post_init__(self):
-        if self.trajectories and (self.group != 1 or not self.pack_length):
-            raise RunError("config.sft: collected trajectories need group 1 and a pack_length above 0")
+        if self.trajectories and self.group != 1:
+            raise RunError(f"config.sft.group {self.group}: collected trajectories are a task each; set it to 1")
         if min(self.validation, self.patience, self.pack_length) < 0 or self.validate_every < 1:
             raise RunError("config.sft: validation, patience and pack_length are at least 0, validate_every at least 1")
-        if self.validation and not self.trajectories:
-            raise RunError("config.sft.validation holds out collected trajectories; config.sft.trajectories names none")
+        if self.validation and not (self.trajectories and self.pack_length):
+            raise RunError(
+                "config.sft.validation holds out collected trajectories, packed: set trajectories and pack_length"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +236,88 @@ class Eval:
     prompts: int = 64
 
 
+OFF = -1  # switches a filter off
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What a sampled trajectory must be like to be kept (collection.select); -1 switches a filter off.
+
+    correct: least score of the answer. errors: most turns that got a typed error. redundant: a view that overlaps an earlier image
+    by more (intersection over union) shows nothing new. needed: a tool is needed where the task says so, or where it says nothing
+    and at least this share of the answers without tools is wrong; kept is who called a tool where one is needed, and only there.
+    turns, tokens: most of each. chains_per_task, chains_per_kind: most trajectories with the same calls.
+    """
+
+    correct: float = 1.0
+    errors: int = 0
+    redundant: float = 0.9
+    needed: float = 0.75
+    turns: int = OFF
+    tokens: int = OFF
+    chains_per_task: int = 2
+    chains_per_kind: int = OFF
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            most = 1 if name in ("correct", "redundant", "needed") else math.inf
+            if value != OFF and not 0 <= value <= most:
+                raise RunError(f"config.collect.filters.{name} {value}: from 0 to {most}, or {OFF} for none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint. url: up to and with /v1 ("" = none). key_variable: the environment variable that holds the
+    key ("" = no key). retries: tries beyond the first. requests_per_minute: 0 = no limit; concurrency: requests under way.
+    timeout: seconds for one reply. view_size: side in pixels of the views it is shown (0 = what the student is shown)."""
+
+    url: str = ""
+    model: str = ""
+    key_variable: str = ""
+    timeout: float = 120.0
+    retries: int = 6
+    requests_per_minute: float = 0.0
+    concurrency: int = 8
+    max_tokens: int = 1024
+    view_size: int = 0
+
+    def __post_init__(self):
+        fits = self.timeout > 0 and self.retries >= 0 and self.requests_per_minute >= 0 and self.view_size >= 0
+        if not fits or self.concurrency < 1 or self.max_tokens < 1:
+            raise RunError("config.collect.endpoint: a number is below what makes sense")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Trajectory sampling: `samples` tries at each of `tasks` tasks of config.data.sets (by their weights; training splits).
+
+    prompts: tasks played at a time; shard: tasks between two files, which is what an interruption may cost. tools, kinds: weights of
+    tool chains ("none", a tool's name, names joined by "+") and of kinds of questions, each NAME=WEIGHT, "*" for all others;
+    () = as they come. keep: share of the filtered trajectories that is kept; the smaller, the nearer to those weights.
+    """
+
+    tasks: int = 256
+    samples: int = 4
+    temperature: float = 1.0
+    prompts: int = 16
+    shard: int = 64
+    filters: Filters = Filters()
+    tools: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    keep: float = 1.0
+    endpoint: Endpoint = Endpoint()
+
+    def __post_init__(self):
+        if (
+            min(self.tasks, self.samples, self.prompts, self.shard) < 1
+            or not 0 < self.keep <= 1
+            or self.temperature < 0
+        ):
+            raise RunError(
+                "config.collect: tasks, samples, prompts and shard are at least 1, temperature at least 0, 0 < keep <= 1"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """every: steps between checkpoints of a stage; keep: how many to keep."""
@@ -255,6 +340,7 @@ class Config:
     vision: Vision = Vision()
     sft: SFT = SFT()
     grpo: GRPO = GRPO()
+    collect: Collect = Collect()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     compile_cache: str = ""

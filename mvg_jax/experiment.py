@@ -6,6 +6,7 @@ import importlib.resources
 import pathlib
 import shutil
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, 
 from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.pipeline import Phase, Sound, Subset
 from mvg_jax.data.records import DataSet
-from mvg_jax.data.task import Demonstration, Task
+from mvg_jax.data.task import Demonstration, Task, Turn
 from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol
@@ -55,10 +56,10 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """The parts that all stages share. graph: the model's structure; weights travel apart, as its nnx.State."""
+    """The parts that all stages share. graph: the model's structure; weights travel apart, as its nnx.State. None: no model."""
 
     config: Config
-    graph: nnx.GraphDef
+    graph: nnx.GraphDef | None
     model: model_shapes.VLMConfig
     tokenizer_folder: pathlib.Path
     protocol: Protocol
@@ -149,28 +150,36 @@ class Experiment:
         return phantom.PhantomLessons(self.config.data.size)
 
     def demonstrations(self) -> tuple[Subset, list[Demonstration]]:
-        """Collected trajectories: to imitate, and those held out, of tasks that are not among the others. RunError when one is not
-        right, or too few are left."""
-        store = trajectories.read(*self.config.sft.trajectories, registry=self.protocol.registry)
-        store.check()
+        """What config.sft.trajectories holds: to imitate, and of other tasks held out. All of it is looked through but for its
+        pixels: RunError for what cannot be imitated, and for too few to hold out."""
+        c = self.config.sft
+        store = trajectories.read(*map(str.strip, c.trajectories.split(",")), registry=self.protocol.registry)
         by_task: dict[str, list[int]] = {}
         for i in range(len(store)):
-            by_task.setdefault(store.outline(i).task.id, []).append(i)
-        order = sorted(
-            by_task, key=lambda name: hashlib.sha256(name.encode()).digest()
-        )  # any order that is always the same
+            outline = store.outline(i)
+            self._check_turns(outline.demonstration.turns, f"{c.trajectories}: trajectory {i}")
+            by_task.setdefault(outline.task.id, []).append(i)
+        # Any order will do that is always the same and says nothing of the tasks.
+        order = sorted(by_task, key=lambda name: hashlib.sha256(name.encode()).digest())
         held: list[int] = []
-        while order and len(held) < self.config.sft.validation:
+        while order and len(held) < c.validation:
             held += by_task[order.pop()]
-        held = held[: len(held) // self.config.sft.prompts * self.config.sft.prompts]
-        if self.config.sft.validation and not held:
-            raise RunError("config.sft.validation: fewer than the config.sft.prompts of one batch")
+        held = held[: len(held) // c.prompts * c.prompts]
+        if c.validation and not held:
+            raise RunError(
+                f"config.sft.validation {c.validation}: at least one batch of config.sft.prompts {c.prompts}"
+            )
         train = Subset(store, tuple(sorted(i for name in order for i in by_task[name])))
-        return train, [self.fit_demonstration(store[i]) for i in held]
+        return train, [self.bucket.fit_demonstration(store[i]) for i in held]
 
-    def fit_demonstration(self, demonstration: Demonstration) -> Demonstration:
-        """With images of the run's bucket. BadImage if one cannot be."""
-        return dataclasses.replace(demonstration, task=self.bucket.fit(demonstration.task))
+    def _check_turns(self, turns: Sequence[Turn], what: str) -> None:
+        """RunError unless the turns fit the limits of the run."""
+        longest, room = max(len(self.protocol.turn_ids(turn)) + 1 for turn in turns), self.config.rollout.turn_tokens
+        if longest > room or len(turns) > self.limits.max_turns:
+            raise RunError(
+                f"{what} has {len(turns)} turns of up to {longest} tokens, more than "
+                f"config.env.max_turns {self.limits.max_turns} or config.rollout.turn_tokens {room}"
+            )
 
     def held_out(self) -> list[Task]:
         """The evaluation's tasks, ready for the rollout."""
@@ -199,6 +208,8 @@ class Experiment:
 
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
+        if c.trajectories and c.group != 1:
+            raise RunError(f"config.sft.group {c.group}: rows of stored trajectories would be equal; set it to 1")
         world = self.world(c.prompts, c.group)
         learner = make_learner(
             self.config,
@@ -209,9 +220,9 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
         )
-        teach = Scripted(phantom.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
+        scripted = Scripted(phantom.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
         shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
-        return SFTStage(world, learner, shapes, stored if c.trajectories else teach, self.pack_shapes(world.shapes))
+        return SFTStage(world, learner, shapes, stored if c.trajectories else scripted, self.pack_shapes(world.shapes))
 
     def pack_shapes(self, rollout: Shapes) -> PackShapes | None:
         """Shapes of packed demonstrations, None where they are not packed. RunError when a row may not hold one."""
@@ -343,33 +354,43 @@ def random_shape(name: str) -> model_shapes.VLMConfig:
     return model_shapes.SHAPES[name]()
 
 
-def build(config: Config) -> tuple[Experiment, nnx.State]:
-    """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
+def outline(config: Config) -> Experiment:
+    """The experiment before a weight is read: its environment is ready, its graph is None. RunError as for `build`."""
     try:
         check_weights(config.env.rewards)
         registry = default_registry(config.env.tools)
         tokenizer_folder = folder(config.model.tokenizer or config.model.checkpoint)
         tokenizer = load_tokenizer(tokenizer_folder)
         if config.model.checkpoint:
-            where = folder(config.model.checkpoint)
-            check_tensor_axis(config.mesh.tensor, hf.read_config(where).text)
-            model = hf.load(where, jnp.dtype(config.model.dtype), place_array)
+            shape = hf.read_config(folder(config.model.checkpoint))
         else:
             placeholder = tokenizer.id(named_token(tokenizer_folder, "context_image_token"))
             shape = model_shapes.with_tokens(random_shape(config.model.shape), tokenizer.size, placeholder)
-            check_tensor_axis(config.mesh.tensor, shape.text)
-            model = hf.FAMILIES[shape.model_type].model(shape, nnx.Rngs(config.seed))
+        check_tensor_axis(config.mesh.tensor, shape.text)
+        shape = model_shapes.with_view_size(shape, config.model.view_size)
+        protocol = load_protocol(tokenizer_folder, tokenizer, shape, registry, config.env.style)
+    except (ValueError, OSError, KeyError) as error:
+        raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
+    return Experiment(config, None, shape, tokenizer_folder, protocol, limits)
+
+
+def build(config: Config) -> tuple[Experiment, nnx.State]:
+    """The experiment and the weights it starts from. RunError when a part is missing or does not fit."""
+    experiment, lora = outline(config), config.model.lora
+    try:
+        if config.model.checkpoint:
+            model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype), place_array)
+            model.config = experiment.model
+        else:
+            model = hf.FAMILIES[experiment.model.model_type].model(experiment.model, nnx.Rngs(config.seed))
             nnx.update(model, cast(nnx.state(model), config.model.dtype))
-        model.config = model_shapes.with_view_size(model.config, config.model.view_size)
-        protocol = load_protocol(tokenizer_folder, tokenizer, model.config, registry, config.env.style)
-        lora = config.model.lora
         if lora.rank:
             add_lora(model, lora.targets, lora.rank, lora.alpha, nnx.Rngs(config.seed))
     except (ValueError, OSError, KeyError) as error:
         raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
     graph, params = nnx.split(model)
-    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
-    return Experiment(config, graph, model.config, tokenizer_folder, protocol, limits), place(params)
+    return dataclasses.replace(experiment, graph=graph), place(params)
 
 
 def export(experiment: Experiment, params: nnx.State, directory: pathlib.Path) -> None:

@@ -200,7 +200,7 @@ def what_to_learn(experiment: Experiment, name: str) -> tuple[list[Phase], Calla
     if name == "sft" and experiment.config.sft.trajectories:
         train, held_out = experiment.demonstrations()
         program.say(f"sft: {len(train)} trajectories to imitate, {len(held_out)} held out")
-        return [Phase(0, (train,), (1.0,))], experiment.fit_demonstration, held_out
+        return [Phase(0, (train,), (1.0,))], experiment.bucket.fit_demonstration, held_out
     phases, overlap = experiment.training_phases()
     if overlap:
         program.say(str(overlap))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mvg_jax.data.exporters.common import to_8bit
 from mvg_jax.data.images import BadImage
-from mvg_jax.data.task import NativeImage, Task
+from mvg_jax.data.task import Demonstration, NativeImage, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Bucket:
         images = tuple(self._image(image, task.id) for image in task.images)
         unchanged = all(a is b for a, b in zip(images, task.images, strict=True))
         return task if unchanged else dataclasses.replace(task, images=images)
+
+    def fit_demonstration(self, demonstration: Demonstration) -> Demonstration:
+        """The demonstration with its task fitted."""
+        return dataclasses.replace(demonstration, task=self.fit(demonstration.task))
 
     def _image(self, image: NativeImage, name: str) -> NativeImage:
         if image.pixels.ndim == 3 and self.channels == 1:

@@ -230,10 +230,34 @@ def finish_step(
     width: T_obs; ValueError for a longer observation (see Protocol.observation_width).
     room_B: int [B], tokens that each row still has room for; a row whose observation does not fit ends with MAX_TOKENS.
     """
+    size = len(plan.before.tasks)
+    ids_BxT, length_B = np.full((size, width), protocol.vocabulary.pad, np.int32), np.zeros(size, np.int32)
+
+    def admit(b: int, count: int, text: str) -> bool:
+        ids = protocol.observation_ids(count, text)
+        if room_B is not None and len(ids) > room_B[b]:
+            return False
+        if len(ids) > width:
+            raise ValueError(f"observation of {len(ids)} tokens in a bucket of {width}: {text!r}")
+        ids_BxT[b, : len(ids)], length_B[b] = ids, len(ids)
+        return True
+
+    episodes, texts, count_B = _observe(plan, result, admit)
+    return episodes, StepResult(ids_BxT, length_B, result.views, count_B, texts, episodes.stop_B)
+
+
+def finish_text_step(plan: Plan, result: ToolResult) -> tuple[Episodes, tuple[str, ...], np.ndarray]:
+    """Like `finish_step`, for who needs no tokens: (episodes, the observations' lines, views of each row [B] int32)."""
+    return _observe(plan, result, lambda b, count, text: True)
+
+
+def _observe(
+    plan: Plan, result: ToolResult, admit: Callable[[int, int, str], bool]
+) -> tuple[Episodes, tuple[str, ...], np.ndarray]:
+    """admit(row, views, text): takes an observation in; False when the row has no room for it and ends with MAX_TOKENS."""
     before, stop_B = plan.before, plan.stop_B.copy()
     size = len(before.tasks)
-    ids_BxT = np.full((size, width), protocol.vocabulary.pad, np.int32)
-    length_B, count_B = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    count_B = np.zeros(size, np.int32)
     frames = jax.tree.map(np.copy, before.frames)
     texts, records = [""] * size, list(before.records)
     for b in np.flatnonzero(before.running_B).tolist():
@@ -241,21 +265,18 @@ def finish_step(
         if stop_B[b] == Stop.RUNNING:
             error, count = plan.errors[b], int(result.count[b])
             text = error_text(*error) if error else observation_text(int(result.code[b]), count)
-            ids = protocol.observation_ids(count, text)
-            if room_B is not None and len(ids) > room_B[b]:
-                stop_B[b] = Stop.MAX_TOKENS
-            elif len(ids) > width:
-                raise ValueError(f"observation of {len(ids)} tokens in a bucket of {width}: {text!r}")
-            else:
-                ids_BxT[b, : len(ids)], length_B[b], count_B[b], texts[b] = ids, len(ids), count, text
+            if admit(b, count, text):
+                count_B[b], texts[b] = count, text
                 for held, new in zip(frames, result.frames, strict=True):
                     held[b, first : first + count] = new[b, :count]
+            else:
+                stop_B[b] = Stop.MAX_TOKENS
         code = plan.errors[b][0] if plan.errors[b] else None
         records[b] += (TurnRecord(plan.turns[b], code, first, int(count_B[b])),)
     episodes = dataclasses.replace(
         before, stop_B=stop_B, images_B=before.images_B + count_B, frames=frames, records=tuple(records)
     )
-    return episodes, StepResult(ids_BxT, length_B, result.views, count_B, tuple(texts), stop_B)
+    return episodes, tuple(texts), count_B
 
 
 def step(

@@ -106,18 +106,22 @@ def parse_turn(text: str) -> Turn | Malformed:
         return Malformed("E1", JSON_TEXT)
 
 
+def turn_body(turn: Turn) -> str:
+    """What stands inside a turn's last block: the call as JSON, or the answer."""
+    if isinstance(turn.action, str):
+        return turn.action
+    call = {"name": turn.action.name, "arguments": turn.action.arguments}
+    return json.dumps(call, ensure_ascii=False, allow_nan=False)
+
+
 def _turn_parts(turn: Turn) -> tuple[tuple[str, bool], ...]:
     """A turn as (text, whether it is ours): the tags are ours, what stands between them is not."""
-    if isinstance(turn.action, ToolCall):
-        call = {"name": turn.action.name, "arguments": turn.action.arguments}
-        name, body = CALL, json.dumps(call, ensure_ascii=False, allow_nan=False)
-    else:
-        name, body = ANSWER, turn.action
+    name = ANSWER if isinstance(turn.action, str) else CALL
     return (
         (f"<{THINK}>", True),
         (turn.think, False),
         (f"</{THINK}><{name}>", True),
-        (body, False),
+        (turn_body(turn), False),
         (f"</{name}>", True),
     )
 
@@ -304,6 +308,17 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
+def system_text(registry: Registry, style: str, tools_on: bool = True) -> str:
+    """The system turn's content in one of STYLES; trusted text."""
+    instruction = INSTRUCTIONS[style, tools_on]
+    if not tools_on:
+        return instruction
+    if style == "compact":
+        return "\n".join([instruction, "<tools>", *registry.compact_lines(), "</tools>"])
+    lines = "\n".join(json.dumps(schema) for schema in registry.schemas())
+    return instruction + "\n\n" + _HERMES.format(lines=lines)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Protocol:
     """Tasks, turns and observations as token ids.
@@ -326,13 +341,7 @@ class Protocol:
 
     def system_text(self, tools_on: bool = True) -> str:
         """The system turn's content; trusted text."""
-        instruction = INSTRUCTIONS[self.style, tools_on]
-        if not tools_on:
-            return instruction
-        if self.style == "compact":
-            return "\n".join([instruction, "<tools>", *self.registry.compact_lines(), "</tools>"])
-        lines = "\n".join(json.dumps(schema) for schema in self.registry.schemas())
-        return instruction + "\n\n" + _HERMES.format(lines=lines)
+        return system_text(self.registry, self.style, tools_on)
 
     def prompt_ids(self, task: Task, tools_on: bool = True) -> list[int]:
         """System turn and user turn, up to where the model begins; E placeholders for each of the task's images."""

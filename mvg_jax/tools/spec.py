@@ -191,13 +191,17 @@ class Registry:
 
         images: the images of the conversation so far, in the order of img_idx.
         """
+        kind = self.check(call)
+        return self.tools[kind].encode(call.arguments, images)._replace(kind=np.int32(kind))
+
+    def check(self, call: ToolCall) -> int:
+        """The kind of a call whose arguments fit its tool's schema, whatever images there are. ToolError as in `parse`."""
         kind = next((i for i, tool in enumerate(self.tools) if tool.name == call.name), None)
         if kind is None:
             raise ToolError("E2", "Unknown tool.")
-        tool = self.tools[kind]
         _check_bounded(call.arguments)
-        _check_schema(tool.validator, call.arguments)
-        return tool.encode(call.arguments, images)._replace(kind=np.int32(kind))
+        _check_schema(self.tools[kind].validator, call.arguments)
+        return kind
 
 
 _MAX_DEPTH, _MAX_ITEMS, _MAX_STRING, _MAX_NUMBER = 4, 32, 512, 1e6

@@ -1,0 +1,1 @@
+"""Sampling trajectories to imitate: who speaks, what is kept, and a client for chat endpoints."""

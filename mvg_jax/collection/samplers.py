@@ -1,0 +1,170 @@
+"""Who speaks: our own model through the rollout engine, or a speaker of text. Both give the candidates of each task."""
+
+import concurrent.futures
+import typing
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mvg_jax.collection.converse import Conversation, Speaker, Table, play
+from mvg_jax.collection.select import Candidate, keyed
+from mvg_jax.config import Rollout
+from mvg_jax.data.phantom import expert
+from mvg_jax.data.task import Task, Turn
+from mvg_jax.data.trajectories import Played
+from mvg_jax.env.episode import Episodes, StepResult, Stop
+from mvg_jax.env.protocol import Protocol, render_turn
+from mvg_jax.env.rewards import TERMS, row_facts
+from mvg_jax.errors import RunError
+from mvg_jax.frames import Frame
+from mvg_jax.rollout.engine import Drawn, Engine
+from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, World, rollout
+
+
+class Sampler(typing.Protocol):
+    """Whoever makes candidates."""
+
+    name: str
+
+    def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
+        """The candidates of each task, in the order of their sample index; the same whatever is sampled beside them."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""
+
+
+class ModelSampler:
+    """Our model. world: of prompts x samples rows."""
+
+    def __init__(self, world: World, engine: Engine, params: nnx.State, name: str, temperature: float, seed: int):
+        self.name = name
+        self._world, self._engine, self._params = world, engine, engine.weights(params)
+        self._temperature, self._seed = temperature, seed
+
+    def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
+        P = self._world.shapes.prompts
+        for start in range(0, len(tasks), P):
+            yield from self._batch(list(tasks[start : start + P]), tools_on)
+
+    def close(self) -> None:
+        pass
+
+    def _batch(self, tasks: list[Task], tools_on: bool) -> list[list[Candidate]]:
+        P, G = self._world.shapes.prompts, self._world.shapes.group
+        sample_B = np.tile(np.arange(G, dtype=np.int32), P)
+        policy = _Listening(
+            SampledPolicy(
+                self._engine,
+                self._params,
+                seed=self._seed,
+                step=0 if tools_on else 1,
+                sample_B=sample_B,
+                temperature_B=np.full(P * G, self._temperature, np.float32),
+            )
+        )
+        prompts = self._world.prepare((tasks * P)[:P], tools_on)  # filled up with repeats, which nobody looks at
+        trajectories, episodes = rollout(self._world, policy, prompts, Phases())
+        tokens_B = trajectories.loss_mask_BxL.sum(axis=1)
+        rows = [
+            _candidate(episodes.row(b), policy.lines(b), int(tokens_B[b]), self.name, int(sample_B[b]), tools_on)
+            for b in range(len(tasks) * G)
+        ]
+        return [rows[p * G : (p + 1) * G] for p in range(len(tasks))]
+
+
+class TextSampler:
+    """A speaker of text, `threads` conversations at a time. protocol, room: of the model that is to learn, to see what fits it."""
+
+    def __init__(self, speaker: Speaker, table: Table, protocol: Protocol, room: Rollout, samples: int, threads: int):
+        self.name = speaker.name
+        self._speaker, self._table, self._samples = speaker, table, samples
+        self._protocol, self._room = protocol, room
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads)
+
+    def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
+        submit, samples = self._pool.submit, range(self._samples)
+        under_way = [[submit(self._one, task, sample, tools_on) for sample in samples] for task in tasks]
+        for rows in under_way:
+            yield [row.result() for row in rows]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, task: Task, sample: int, tools_on: bool) -> Candidate:
+        episodes, texts = play(self._table, self._speaker, task, sample, tools_on)
+        tokens, fits = measure(self._protocol, self._room, episodes, texts, tools_on)
+        return _candidate(episodes, texts, tokens, self._speaker.name, sample, tools_on, fits)
+
+
+class ExpertSpeaker:
+    """PhantomVQA's scripted expert, who knows the answer: the minimal chain, its boxes off by up to a grid cell."""
+
+    name = "expert"
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def speak(self, conversation: Conversation) -> str | Stop:
+        task = conversation.task
+        if task.dataset != "phantom":
+            raise RunError(f"task {task.id}: the scripted expert knows tasks of phantom only")
+        rng = np.random.default_rng(keyed(self._seed, task.id, conversation.sample))
+        turns = expert(task, rng, decision="right" if conversation.tools_on else "direct")
+        return render_turn(turns[len(conversation.exchanges)])
+
+
+def measure(
+    protocol: Protocol, room: Rollout, episodes: Episodes, texts: Sequence[str], tools_on: bool
+) -> tuple[int, bool]:
+    """(tokens that a model of ours would have written for the turns of one row, whether its rollouts have room for the episode).
+
+    The rule of the turn loop: a turn fits `turn_tokens`, and an observation leaves room for one more turn.
+    """
+    (records,), (task,) = episodes.records, episodes.tasks
+    written, length = 0, 0
+    fits = len(protocol.prompt_ids(task, tools_on)) <= room.prompt_length
+    for record, text in zip(records, texts, strict=True):
+        if not isinstance(record.turn, Turn):
+            continue
+        said = len(protocol.turn_ids(record.turn)) + 1
+        written, length = written + said, length + said
+        fits = fits and said <= room.turn_tokens
+        if text:
+            length += len(protocol.observation_ids(record.views, text))
+            fits = fits and length <= room.suffix_length - room.turn_tokens
+    return written, fits
+
+
+class _Listening:
+    """A policy, and the lines of text that its turns got."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self._texts: list[tuple[str, ...]] = []
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        self._policy.begin(prompts, phases)
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        return self._policy.turn(number, running_B, phases)
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        self._texts.append(step.texts)
+        self._policy.observe(step, running_B, phases)
+
+    def lines(self, b: int) -> list[str]:
+        """Of row b; turns after which nobody went on got none."""
+        return [texts[b] for texts in self._texts]
+
+
+def _candidate(
+    episodes: Episodes, texts: Sequence[str], tokens: int, source: str, sample: int, tools_on: bool, fits: bool = True
+) -> Candidate:
+    """Of a batch of one row."""
+    (facts,) = row_facts(episodes)
+    texts = (*texts, *[""] * len(facts.records))[: len(facts.records)]
+    terms = {name: float(term(facts)) for name, term in TERMS.items()}
+    played = Played(facts.task, facts.records, texts, facts.stop, tokens, source, sample, tools_on, terms)
+    return Candidate(played, jax.tree.map(lambda x: np.array(x[0]), Frame(*episodes.frames)), fits)
