@@ -208,8 +208,6 @@ class Experiment:
 
     def sft_stage(self) -> SFTStage:
         c = self.config.sft
-        if c.trajectories and c.group != 1:
-            raise RunError(f"config.sft.group {c.group}: rows of stored trajectories would be equal; set it to 1")
         world = self.world(c.prompts, c.group)
         learner = make_learner(
             self.config,
