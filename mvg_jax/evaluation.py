@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -12,11 +12,15 @@ import numpy as np
 import tqdm
 from flax import nnx
 
+from mvg_jax.data import readers
+from mvg_jax.data.catalog import choose, keep
 from mvg_jax.data.images import BadImage
+from mvg_jax.data.records import Record
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Stop
 from mvg_jax.env.protocol import Malformed, Protocol
 from mvg_jax.env.rewards import row_facts, tool_statistics
+from mvg_jax.errors import RunError
 from mvg_jax.experiment import Experiment
 from mvg_jax.mesh import gather_texts, shard_count
 from mvg_jax.report import predictions as reports
@@ -61,6 +65,7 @@ class Results:
         choice = np.array([number(p.tool_choice) for p in predictions], np.float32)
         box = np.array([number(p.box_hit) for p in predictions], np.float32)
         return cls(**{name: np.array(column) for name, column in columns.items()}, choice=choice, box=box)
+
     def accuracy(self, rows: np.ndarray | None = None) -> float:
         """Share of right answers, of all or of the given rows."""
         return float(np.mean(self.correct if rows is None else self.correct[rows]))
@@ -250,6 +255,65 @@ def evaluation_parts(experiment: Experiment, samples: int = 1) -> tuple[World, E
     prompts = max(experiment.config.eval.prompts // (samples * shards), 1) * shards if samples > 1 else None
     world = experiment.world(prompts or experiment.config.eval.prompts, samples)
     return world, experiment.engine(world)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Benchmark(Sequence):
+    """Tasks to be played, loaded when asked for (BadImage). left_out: lines about questions that were not taken in."""
+
+    name: str
+    split: str
+    source: Sequence[Task]
+    places: Sequence[int]
+    fit: Callable[[Task], Task]
+    left_out: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.fit(self.source[self.places[index]])
+
+
+# The split that is usually reported, where there are several to choose from.
+TEST_SPLITS = {"pmc_vqa": "test_clean", "mmmu": "validation"}
+
+
+def open_benchmark(
+    experiment: Experiment, text: str, most: int | None = None, languages: tuple[str, ...] = ()
+) -> Benchmark:
+    """The benchmark that NAME, NAME:SPLIT or NAME:SPLIT+SPLIT names.
+
+    most: as many tasks, evenly spread; None: all (of the phantom: config.eval.tasks). languages: of the questions; () = all.
+    RunError names a data set or split that is not there, one without a question in these languages, ids that are there twice, and
+    questions that the strict scorer cannot score.
+    """
+    name, split, _ = choose(text)
+    if name == "phantom":
+        c = experiment.config.eval
+        source = experiment.source(name, split or c.split, 0, most or c.tasks)
+        return Benchmark(name, split or c.split, source, range(len(source)), experiment.bucket.fit, ())
+    only = readers.splits(name)
+    split = split or TEST_SPLITS.get(name) or (only[0] if len(only) == 1 else "test")
+    parts = [experiment.source(name, part, 0, sys.maxsize) for part in split.split("+")]
+    if languages:
+        parts = [keep(part, lambda r: r.language in languages, f"not in {', '.join(languages)}") for part in parts]
+    records = tuple(record for part in parts for record in part.records)
+    if not records:
+        raise RunError(f"{name}: no question of split {split} is in {', '.join(languages)}\n{parts[0].report}")
+    _check_records(name, records)
+    places = range(len(records)) if most is None else [i * len(records) // most for i in range(min(most, len(records)))]
+    left_out = [f"{count} {reason}" for part in parts for reason, count in part.report.dropped.items()]
+    source = dataclasses.replace(parts[0], split=split, records=records)
+    return Benchmark(name, split, source, places, experiment.bucket.fit, tuple(left_out))
+
+
+def _check_records(name: str, records: Sequence[Record]) -> None:
+    seen = set()
+    for record in records:
+        if record.id in seen:  # noise and predictions are named by the task's id
+            raise RunError(f"{name}: two questions have the id {record.id!r}")
+        seen.add(record.id)
 
 
 def with_tools(world: World, names: Sequence[str]) -> World:

@@ -49,7 +49,6 @@ class Prediction:
     gold: str
     options: tuple[str, ...]
     accepted: tuple[str, ...]
-    tolerance: float
     images: int
     needs_tool: bool | None
     chance: float
@@ -71,6 +70,7 @@ class Prediction:
         return self.scores[STRICT]["accuracy"]
 
     def as_question(self) -> Question:
+        """As a scorer sees it."""
         return Question(
             dataset=self.dataset,
             answer_type=self.answer_type,
@@ -81,7 +81,6 @@ class Prediction:
             accepted=self.accepted,
             language=self.language,
             id=self.id,
-            tolerance=self.tolerance,
         )
 
 
