@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from mvg_jax.scoring import strict
+from mvg_jax.scoring import llava_med, lmms_eval, medevalkit, medvlthinker, medxpertqa, mmmu, strict, vlmevalkit
 from mvg_jax.scoring.question import Protocol
 
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (strict.PROTOCOL,)}
+_FILES = (strict, medevalkit, lmms_eval, mmmu, vlmevalkit, llava_med, medxpertqa, medvlthinker)
+PROTOCOLS: Mapping[str, Protocol] = {file.PROTOCOL.name: file.PROTOCOL for file in _FILES}

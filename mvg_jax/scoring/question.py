@@ -57,3 +57,10 @@ class Protocol(NamedTuple):
     datasets: frozenset[str] | None = None
     stochastic: bool = False
     aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]] = mean_scores
+
+
+def letters(question: Question) -> list[str]:
+    """The letters of the question's options, from A. ValueError if it has none."""
+    if not question.options:
+        raise ValueError(f"question {question.id!r} of {question.dataset} has no options")
+    return [chr(ord("A") + i) for i in range(len(question.options))]
