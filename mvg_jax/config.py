@@ -257,6 +257,9 @@ def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "confi
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise RunError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise RunError(f"{path}.{missing[0]} is missing")
     return kind(**{key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()})
 
 

@@ -95,6 +95,8 @@ def main() -> None:
     names = _BENCHMARKS.value or config.eval.sets
     benchmarks = [open_benchmark(experiment, name, _TASKS.value, tuple(_LANGUAGES.value)) for name in names]
     protocols = predictions.check_protocols(_PROTOCOL.value, (benchmark.name for benchmark in benchmarks))
+    for benchmark in benchmarks:
+        benchmark.check(protocols)
     settings = tool_settings(experiment, _TOOLS.value)
     run = {
         "checkpoint": _CHECKPOINT.value,

@@ -15,7 +15,7 @@ from flax import nnx
 from mvg_jax.data import readers
 from mvg_jax.data.catalog import choose, keep
 from mvg_jax.data.images import BadImage
-from mvg_jax.data.records import Record
+from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Stop
 from mvg_jax.env.protocol import Malformed, Protocol
@@ -274,6 +274,16 @@ class Benchmark(Sequence):
     def __getitem__(self, index: int) -> Task:
         return self.fit(self.source[self.places[index]])
 
+    def check(self, protocols: Sequence[str]) -> None:
+        """RunError names a question that cannot be scored, or that shares its id with another: before anything is played."""
+        records = self.source.records if isinstance(self.source, DataSet) else ()
+        seen = set()
+        for record in records:
+            if record.id in seen:  # noise and predictions are named by the task's id
+                raise RunError(f"{self.name}: two questions have the id {record.id!r}")
+            seen.add(record.id)
+            reports.scores(reports.question_of(record), None, "", protocols)
+
 
 # The split that is usually reported, where there are several to choose from.
 TEST_SPLITS = {"pmc_vqa": "test_clean", "mmmu": "validation"}
@@ -285,8 +295,7 @@ def open_benchmark(
     """The benchmark that NAME, NAME:SPLIT or NAME:SPLIT+SPLIT names.
 
     most: as many tasks, evenly spread; None: all (of the phantom: config.eval.tasks). languages: of the questions; () = all.
-    RunError names a data set or split that is not there, one without a question in these languages, ids that are there twice, and
-    questions that the strict scorer cannot score.
+    RunError names a data set or split that is not there, and one without a question in these languages.
     """
     name, split, _ = choose(text)
     if name == "phantom":
@@ -295,25 +304,17 @@ def open_benchmark(
         return Benchmark(name, split or c.split, source, range(len(source)), experiment.bucket.fit, ())
     only = readers.splits(name)
     split = split or TEST_SPLITS.get(name) or (only[0] if len(only) == 1 else "test")
+    split = "+".join(sorted(set(split.split("+"))))
     parts = [experiment.source(name, part, 0, sys.maxsize) for part in split.split("+")]
     if languages:
         parts = [keep(part, lambda r: r.language in languages, f"not in {', '.join(languages)}") for part in parts]
     records = tuple(record for part in parts for record in part.records)
     if not records:
         raise RunError(f"{name}: no question of split {split} is in {', '.join(languages)}\n{parts[0].report}")
-    _check_records(name, records)
     places = range(len(records)) if most is None else [i * len(records) // most for i in range(min(most, len(records)))]
     left_out = [f"{count} {reason}" for part in parts for reason, count in part.report.dropped.items()]
     source = dataclasses.replace(parts[0], split=split, records=records)
     return Benchmark(name, split, source, places, experiment.bucket.fit, tuple(left_out))
-
-
-def _check_records(name: str, records: Sequence[Record]) -> None:
-    seen = set()
-    for record in records:
-        if record.id in seen:  # noise and predictions are named by the task's id
-            raise RunError(f"{name}: two questions have the id {record.id!r}")
-        seen.add(record.id)
 
 
 def with_tools(world: World, names: Sequence[str]) -> World:

@@ -198,11 +198,16 @@ def _tool_use(rows: list[Prediction]) -> dict[str, Any]:
 
 
 def _published(tools: str, tasks: list[Samples], seed: int) -> list[dict[str, Any]]:
-    """For each protocol's metrics: our number, and those that others published under exactly the same setting."""
+    """Each protocol's headline, and its metrics for which others published a number under exactly the same setting.
+
+    Of a benchmark with choices and other questions the choices are looked at by themselves too: others report them alone.
+    """
+    choices = [samples for samples in tasks if samples[0].answer_type == CHOICE_TYPE]
+    parts = [tasks] + ([choices] if choices and len(choices) < len(tasks) else [])
     tables = []
-    for name in tasks[0][0].scores:
-        for metric, value in _protocol(name, tasks, seed).items():
-            scored = [samples[0] for samples in tasks if metric in samples[0].scores[name]]
+    for part, name in itertools.product(parts, tasks[0][0].scores):
+        for metric, ours in _protocol(name, part, seed).items():
+            scored = [samples[0] for samples in part if metric in samples[0].scores[name]]
             setting = Setting(
                 benchmark=scored[0].dataset,
                 protocol=name,
@@ -212,9 +217,9 @@ def _published(tools: str, tasks: list[Samples], seed: int) -> list[dict[str, An
                 items=len(scored),
                 metric=metric,
             )
-            rows = [{"model": row.model, "number": row.number, "source": row.source} for row in beside(setting)]
-            if rows or metric == "accuracy":
-                tables.append({"tools": tools, "setting": setting._asdict(), "ours": value, "others": rows})
+            others = [{"model": row.model, "number": row.number, "source": row.source} for row in beside(setting)]
+            if others or (metric == "accuracy" and part is tasks):
+                tables.append({"tools": tools, "setting": setting._asdict(), "ours": ours, "others": others})
     return tables
 
 

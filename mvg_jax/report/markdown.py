@@ -33,11 +33,13 @@ def _range(row: Mapping[str, Any]) -> str:
     return f"{row['low']:.3f} .. {row['high']:.3f}" if "low" in row else "-"
 
 
+def _answers(figures: Mapping[str, Any]) -> str:
+    return f"{figures['samples']} answer{'s' if figures['samples'] > 1 else ''}"
+
+
 def _benchmark(name: str, figures: Mapping[str, Any]) -> list[str]:
     settings = figures["tools"]
-    head = (
-        f"{_cell(name)}: {figures['items']} tasks of split {_cell(figures['split'])}, {figures['samples']} answers each"
-    )
+    head = f"{_cell(name)}: {figures['items']} tasks of split {_cell(figures['split'])}, {_answers(figures)} each"
     parts = [f"## {head}", _overview(settings)]
     for difference, row in figures["differences"].items():
         parts.append(f"Accuracy, tools {_cell(difference)}: {row['mean']:+.3f} ({_range(row)}, paired).")
@@ -115,7 +117,7 @@ def _published(figures: Mapping[str, Any]) -> list[str]:
             without.append(setting["protocol"])
             continue
         parts.append(f"Protocol {_cell(setting['protocol'])}, {_cell(setting['metric'])}; {_cell(named)}; in percent.")
-        prompt = f"this run: {figures['prompt']} prompt, tools {entry['tools']}, {figures['samples']} answers a task"
+        prompt = f"this run: {figures['prompt']} prompt, tools {entry['tools']}, {_answers(figures)} a task"
         rows = [(row["model"], f"{row['number']:.2f}", row["source"]) for row in entry["others"]]
         parts.append(table(("model", "number", "source"), [("ours", f"{100 * ours['mean']:.2f}", prompt), *rows]))
     if without:

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from mvg_jax import config as configs
+from mvg_jax.data.records import Record
+from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 from mvg_jax.metrics import write_atomically
 from mvg_jax.scoring import PROTOCOLS
@@ -102,22 +104,40 @@ def check_protocols(names: Sequence[str], datasets: Iterable[str]) -> tuple[str,
     return tuple(dict.fromkeys((STRICT, *names)))
 
 
-def scored(prediction: Prediction, protocols: Iterable[str]) -> Prediction:
-    """The prediction with the scores of those protocols that cover its data set, and of no others.
+def question_of(task: Task | Record) -> Question:
+    """A task as a scorer sees it."""
+    return Question(
+        dataset=task.dataset,
+        answer_type=str(task.answer_type),
+        kind=task.kind,
+        question=task.question,
+        gold=task.answer,
+        options=task.options,
+        accepted=task.accepted,
+        language=task.language,
+        id=task.id,
+    )
 
-    RunError names a question that a protocol cannot score.
-    """
-    scores, question = {}, prediction.as_question()
+
+def scores(
+    question: Question, answer: str | None, response: str, protocols: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """The scores by those protocols that cover the question's data set. RunError names a question that cannot be scored."""
+    found = {}
     for name in protocols:
         protocol = PROTOCOLS[name]
-        if not covers(name, prediction.dataset):
-            continue
-        text = (prediction.answer or "") if protocol.text == "answer" else prediction.response
-        try:
-            scores[name] = protocol.score(question, text)
-        except ValueError as error:
-            raise RunError(f"{prediction.benchmark}: task {prediction.id}: {name}: {error}") from error
-    return dataclasses.replace(prediction, scores=scores)
+        if covers(name, question.dataset):
+            try:
+                found[name] = protocol.score(question, (answer or "") if protocol.text == "answer" else response)
+            except ValueError as error:
+                raise RunError(f"{question.dataset}: question {question.id}: {name}: {error}") from error
+    return found
+
+
+def scored(prediction: Prediction, protocols: Iterable[str]) -> Prediction:
+    """The prediction with the scores of these protocols instead of those that it had; see `scores`."""
+    given = scores(prediction.as_question(), prediction.answer, prediction.response, protocols)
+    return dataclasses.replace(prediction, scores=given)
 
 
 def to_json(prediction: Prediction) -> str:
@@ -133,9 +153,6 @@ def from_json(line: str, where: str) -> Prediction:
         raise RunError(f"{where}: not a line of JSON: {error}") from error
     if not isinstance(values, dict):
         raise RunError(f"{where}: not a JSON object")
-    required = {field.name for field in dataclasses.fields(Prediction)} - {"scores"}
-    if missing := sorted(required - set(values)):
-        raise RunError(f"{where}: no {missing[0]!r}")
     prediction = configs.from_dict(values, Prediction, where)
     if prediction.answer_type not in ANSWER_TYPES:
         raise RunError(f"{where}.answer_type {prediction.answer_type!r}: use one of {', '.join(ANSWER_TYPES)}")

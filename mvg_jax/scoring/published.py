@@ -79,7 +79,7 @@ _A = (
 )
 _B = (
     Setting("pmc_vqa", "medvlthinker", "test_clean", "en", CHOICE, 2000),
-    Setting("mmmu", "medvlthinker", "validation+dev", "en", CHOICE, 170),
+    Setting("mmmu", "medvlthinker", "dev+validation", "en", CHOICE, 170),
     Setting("medxpertqa", "medvlthinker", "test", "en", CHOICE, 2000),
     Setting("path_vqa", "medvlthinker", "test", "en", CHOICE, 3362),
     Setting("slake", "medvlthinker", "test", "en", CHOICE, 416),
