@@ -5,6 +5,7 @@ import enum
 
 import numpy as np
 
+from mvg_jax.scoring.question import Question
 from mvg_jax.tools.spec import ToolCall
 
 
@@ -55,6 +56,7 @@ class Task:
 
     kind: what is asked about, in the data set's own words (its content or question type). answer: the gold answer; of
     AnswerType.CHOICE its letter. accepted: other answers that are as right. modality: "CT", "MRI", ...; "" = not said.
+    tolerance: largest relative error of an answer that is a number, 0.1 = 10 %.
     """
 
     id: str
@@ -71,11 +73,28 @@ class Task:
     accepted: tuple[str, ...] = ()
     modality: str = ""
     language: str = "en"
+    tolerance: float = 0.0
 
     @property
     def needs_tool(self) -> bool | None:
         """Whether the question cannot be answered from the overview; None when nobody has said."""
         return None if self.chain is None else len(self.chain) > 0
+
+    @property
+    def as_question(self) -> Question:
+        """The task as scorers see it."""
+        return Question(
+            self.dataset,
+            self.answer_type,
+            self.kind,
+            self.question,
+            self.answer,
+            self.options,
+            self.accepted,
+            self.language,
+            self.id,
+            self.tolerance,
+        )
 
     @property
     def chance(self) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, Stop, TurnRecord
 from mvg_jax.frames import BOX_UNITS, Frame, bounds
-from mvg_jax.scoring.strict import score
+from mvg_jax.scoring.strict import score_question
 
 # A zoom hits a ground-truth box if it overlaps it this well, or shows its centre at least three times magnified.
 HIT_IOU = 0.5
@@ -37,7 +37,7 @@ def row_facts(episodes: Episodes) -> list[Facts]:
 
 def accuracy(facts: Facts) -> float:
     """1 if the final answer is right by the strict scorer; no answer is wrong."""
-    return score(facts.answer, facts.task.answer, facts.task.options)
+    return score_question(facts.task.as_question, facts.answer)
 
 
 def well_formed(facts: Facts) -> float:

@@ -22,12 +22,13 @@ def score(question: Question, response: str) -> dict[str, float]:
 
 
 def _right(question: Question) -> tuple[str, ...]:
-    if question.answer_type == CHOICE and question.options:
-        texts = dict(zip(letters(question), question.options, strict=True))
-        return question.gold, texts[question.gold], f"{question.gold}. {texts[question.gold]}"
-    if labelled := _LABELLED.fullmatch(question.gold):
-        return question.gold, *labelled.groups()
-    return (question.gold,)
+    gold = question.gold
+    if question.answer_type == CHOICE and question.options and gold in letters(question):
+        text = question.options[letters(question).index(gold)]
+        return gold, text, f"{gold}. {text}"
+    if labelled := _LABELLED.fullmatch(gold):
+        return gold, *labelled.groups()
+    return (gold,)
 
 
 def _fold(text: str) -> str:

@@ -1,8 +1,8 @@
-"""MedXpertQA's official evaluator (repository TsinghuaC3I/MedXpertQA, f21247d), zero-shot.
+"""MedXpertQA's official evaluator (repository TsinghuaC3I/MedXpertQA, f21247d), zero-shot chain of thought.
 
-Take what follows the prompt's trigger ("Therefore, among A through E, the answer is", or "Among ..." where the prompt
-asks for the answer only), else what follows " answer is ", else everything; delete "I understand" and "A through E"; the
-first capital letter of an option that stands as a word is the answer.
+Take what follows the prompt's trigger ("Therefore, among A through E, the answer is", up to the next one), else what
+follows " answer is ", else everything; delete "I understand" and "A through E"; the first capital letter of an option
+that stands as a word is the answer.
 
 Bugs as published:
 - the first such letter counts, so the article in "A fracture; answer: C" says A, and "I" is an option from nine on;
@@ -14,7 +14,7 @@ import re
 
 from mvg_jax.scoring.question import Protocol, Question, letters
 
-_TRIGGERS = ("Therefore, among A through {}, the answer is", "Among A through {}, the answer is", " answer is ")
+_TRIGGERS = ("Therefore, among A through {}, the answer is", " answer is ")
 _DELETED = ("I understand", "A through J", "A through E", "A through D")
 
 

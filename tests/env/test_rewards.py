@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mvg_jax.data.task import Box, Turn
+from mvg_jax.data.task import AnswerType, Box, Turn
 from mvg_jax.env.episode import Limits, Stop, reset, step
 from mvg_jax.env.protocol import render_turn
 from mvg_jax.env.rewards import TERMS, check_weights, compute_rewards, row_facts, tool_statistics
@@ -162,3 +162,18 @@ def test_statistics_before_any_turn(tiny):
     statistics = tool_statistics(reset([tiny.task()], LIMITS))
     assert math.isnan(statistics["error"][0])
     assert statistics["calls"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        ("B", {"answer": "B", "options": ("B", "A"), "answer_type": AnswerType.CHOICE}),
+        ("x ray", {"answer": "radiograph", "options": (), "accepted": ("X-ray",), "answer_type": AnswerType.OPEN}),
+        ("21 mm", {"answer": "20 mm", "options": (), "tolerance": 0.1, "answer_type": AnswerType.NUMBER}),
+        ("有", {"answer": "包含", "options": (), "language": "zh"}),
+    ],
+)
+def test_accuracy_goes_by_the_type_of_answer_that_the_task_declares(play, said, fields):
+    (facts,) = row_facts(play([render_turn(Turn("so", said))], **fields))
+    assert TERMS["accuracy"](facts) == 1.0
+    assert TERMS["accuracy"](facts._replace(answer="calcified")) == 0.0
