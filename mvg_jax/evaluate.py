@@ -38,13 +38,11 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, a Huggin
 _BENCHMARKS = flags.DEFINE_list(
     "benchmarks",
     [],
-    "Data sets, each NAME or NAME:SPLIT, or NAME:SPLIT+SPLIT for several splits as one. Without a split: the one that is usually "
-    "reported. Default: config.eval.sets.",
+    "Data sets, each NAME or NAME:SPLIT; without a split the one that is usually reported. Default: config.eval.sets.",
 )
 _DATA = flags.DEFINE_string(
     "data", None, "Folder that holds a folder or zip of each data set, named like it (default: config.data.root)."
 )
-_LANGUAGES = flags.DEFINE_list("languages", ["en"], "Languages of the questions asked; empty: all.")
 _TASKS = flags.DEFINE_integer(
     "tasks",
     None,
@@ -93,7 +91,7 @@ def main() -> None:
 
     # ---- what is asked -------------------------------------------------------------------------------------------
     names = _BENCHMARKS.value or config.eval.sets
-    benchmarks = [open_benchmark(experiment, name, _TASKS.value, tuple(_LANGUAGES.value)) for name in names]
+    benchmarks = [open_benchmark(experiment, name, _TASKS.value) for name in names]
     protocols = predictions.check_protocols(_PROTOCOL.value, (benchmark.name for benchmark in benchmarks))
     for benchmark in benchmarks:
         benchmark.check(protocols)

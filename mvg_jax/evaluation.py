@@ -12,8 +12,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from mvg_jax.data import readers
-from mvg_jax.data.catalog import choose, keep
+from mvg_jax.data.catalog import choose
 from mvg_jax.data.images import BadImage
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task, Turn
@@ -220,6 +219,7 @@ def _predictions(
             gold=task.answer,
             options=task.options,
             accepted=task.accepted,
+            tolerance=task.tolerance,
             images=len(task.images),
             needs_tool=task.needs_tool,
             chance=task.chance,
@@ -282,39 +282,32 @@ class Benchmark(Sequence):
             if record.id in seen:  # noise and predictions are named by the task's id
                 raise RunError(f"{self.name}: two questions have the id {record.id!r}")
             seen.add(record.id)
-            reports.scores(reports.question_of(record), None, "", protocols)
+            question = dataclasses.replace(record, images=()).task().as_question
+            reports.scores(question, None, "", protocols)
 
 
-# The split that is usually reported, where there are several to choose from.
-TEST_SPLITS = {"pmc_vqa": "test_clean", "mmmu": "validation"}
+# The split that others report on, where it is not "test".
+TEST_SPLITS = {"pmc_vqa": "test_clean", "mmmu": "validation", "omnimedvqa": "open_access"}
 
 
-def open_benchmark(
-    experiment: Experiment, text: str, most: int | None = None, languages: tuple[str, ...] = ()
-) -> Benchmark:
-    """The benchmark that NAME, NAME:SPLIT or NAME:SPLIT+SPLIT names.
+def open_benchmark(experiment: Experiment, text: str, most: int | None = None) -> Benchmark:
+    """The benchmark that NAME or NAME:SPLIT names; see TEST_SPLITS for its usual split.
 
-    most: as many tasks, evenly spread; None: all (of the phantom: config.eval.tasks). languages: of the questions; () = all.
-    RunError names a data set or split that is not there, and one without a question in these languages.
+    most: as many tasks, evenly spread; None: all (of the phantom: config.eval.tasks).
+    RunError names a data set or split that is not there, or that holds no question that fits.
     """
     name, split, _ = choose(text)
+    c = experiment.config.eval
     if name == "phantom":
-        c = experiment.config.eval
-        source = experiment.source(name, split or c.split, 0, most or c.tasks)
-        return Benchmark(name, split or c.split, source, range(len(source)), experiment.bucket.fit, ())
-    only = readers.splits(name)
-    split = split or TEST_SPLITS.get(name) or (only[0] if len(only) == 1 else "test")
-    split = "+".join(sorted(set(split.split("+"))))
-    parts = [experiment.source(name, part, 0, sys.maxsize) for part in split.split("+")]
-    if languages:
-        parts = [keep(part, lambda r: r.language in languages, f"not in {', '.join(languages)}") for part in parts]
-    records = tuple(record for part in parts for record in part.records)
-    if not records:
-        raise RunError(f"{name}: no question of split {split} is in {', '.join(languages)}\n{parts[0].report}")
-    places = range(len(records)) if most is None else [i * len(records) // most for i in range(min(most, len(records)))]
-    left_out = [f"{count} {reason}" for part in parts for reason, count in part.report.dropped.items()]
-    source = dataclasses.replace(parts[0], split=split, records=records)
-    return Benchmark(name, split, source, places, experiment.bucket.fit, tuple(left_out))
+        split, size = split or c.split, most or c.tasks
+    else:
+        split, size = split or TEST_SPLITS.get(name, "test"), sys.maxsize
+    source = experiment.source(name, split, 0, size)
+    count = min(len(source), most or len(source))
+    places = [i * len(source) // count for i in range(count)]
+    dropped = source.report.dropped if isinstance(source, DataSet) else {}
+    left_out = tuple(f"{number} {reason}" for reason, number in dropped.items())
+    return Benchmark(name, split, source, places, experiment.bucket.fit, left_out)
 
 
 def with_tools(world: World, names: Sequence[str]) -> World:

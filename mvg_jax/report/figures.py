@@ -11,7 +11,7 @@ import numpy as np
 
 from mvg_jax.errors import RunError
 from mvg_jax.report.predictions import STRICT, Prediction
-from mvg_jax.report.statistics import bootstrap, majority, paired_bootstrap, pass_at_k
+from mvg_jax.report.statistics import Interval, bootstrap, majority, paired_bootstrap, pass_at_k
 from mvg_jax.scoring import PROTOCOLS
 from mvg_jax.scoring.published import ASKED, CHOICE, Setting, beside
 from mvg_jax.scoring.question import CHOICE as CHOICE_TYPE
@@ -33,7 +33,7 @@ GROUPINGS: dict[str, Callable[[Prediction], str]] = {
 def figures(predictions: Iterable[Prediction], seed: int = 0) -> dict[str, Any]:
     """benchmark -> its figures. seed: of the bootstrap.
 
-    RunError unless every task of a benchmark has the same samples under the same tools.
+    RunError unless every task of a benchmark has the same samples, and the same tasks were played with all choices of tools.
     """
     return {name: _benchmark(name, list(rows), seed) for name, rows in grouped(predictions, lambda p: p.benchmark)}
 
@@ -66,9 +66,6 @@ def correct(tasks: Sequence[Samples]) -> np.ndarray:
 def _benchmark(name: str, predictions: list[Prediction], seed: int) -> dict[str, Any]:
     by_tools = {tools: tasks_of(rows) for tools, rows in grouped(predictions, lambda p: p.tools)}
     first, *others = by_tools
-    for tools in others:
-        if [samples[0].id for samples in by_tools[tools]] != [samples[0].id for samples in by_tools[first]]:
-            raise RunError(f"{name}: the tasks with tools {tools!r} are not those with tools {first!r}")
     return {
         "split": predictions[0].split,
         "items": len(by_tools[first]),
@@ -76,10 +73,7 @@ def _benchmark(name: str, predictions: list[Prediction], seed: int) -> dict[str,
         "prompt": predictions[0].prompt,
         "tools": {tools: _setting(tasks, seed) for tools, tasks in by_tools.items()},
         "differences": {
-            f"{first} - {tools}": _interval(
-                paired_bootstrap(correct(by_tools[first]), correct(by_tools[tools]), seed=seed)
-            )
-            for tools in others
+            f"{first} - {tools}": _interval(difference(by_tools[first], by_tools[tools], seed)) for tools in others
         },
         "published": [row for tools, tasks in by_tools.items() for row in _published(tools, tasks, seed)],
     }
@@ -198,16 +192,11 @@ def _tool_use(rows: list[Prediction]) -> dict[str, Any]:
 
 
 def _published(tools: str, tasks: list[Samples], seed: int) -> list[dict[str, Any]]:
-    """Each protocol's headline, and its metrics for which others published a number under exactly the same setting.
-
-    Of a benchmark with choices and other questions the choices are looked at by themselves too: others report them alone.
-    """
-    choices = [samples for samples in tasks if samples[0].answer_type == CHOICE_TYPE]
-    parts = [tasks] + ([choices] if choices and len(choices) < len(tasks) else [])
+    """Each protocol's headline, and its metrics for which others published a number under exactly the same setting."""
     tables = []
-    for part, name in itertools.product(parts, tasks[0][0].scores):
-        for metric, ours in _protocol(name, part, seed).items():
-            scored = [samples[0] for samples in part if metric in samples[0].scores[name]]
+    for name in tasks[0][0].scores:
+        for metric, ours in _protocol(name, tasks, seed).items():
+            scored = [samples[0] for samples in tasks if metric in samples[0].scores[name]]
             setting = Setting(
                 benchmark=scored[0].dataset,
                 protocol=name,
@@ -218,12 +207,20 @@ def _published(tools: str, tasks: list[Samples], seed: int) -> list[dict[str, An
                 metric=metric,
             )
             others = [{"model": row.model, "number": row.number, "source": row.source} for row in beside(setting)]
-            if others or (metric == "accuracy" and part is tasks):
+            if others or metric == "accuracy":
                 tables.append({"tools": tools, "setting": setting._asdict(), "ours": ours, "others": others})
     return tables
 
 
-def _interval(interval, name: str = "mean") -> dict[str, float]:
+def difference(a: Sequence[Samples], b: Sequence[Samples], seed: int = 0) -> Interval:
+    """Accuracy of a less that of b, paired by task. RunError unless both speak of the same tasks in the same order."""
+    if [samples[0].id for samples in a] != [samples[0].id for samples in b]:
+        first = a[0][0] if a else b[0][0]
+        raise RunError(f"{first.benchmark}: two runs of different tasks cannot be compared")
+    return paired_bootstrap(correct(a), correct(b), seed=seed)
+
+
+def _interval(interval: Interval, name: str = "mean") -> dict[str, float]:
     return {name: interval.mean, "low": interval.low, "high": interval.high}
 
 

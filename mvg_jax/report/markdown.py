@@ -3,6 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mvg_jax.scoring.question import DRAWN, RAISED
+
+# What stands beside a public protocol's scores where its rule does more than score.
+_MARKS = {
+    DRAWN: "share of answers for which the published rule draws an option at random.",
+    RAISED: "share of answers on which the published code fails; scored 0 here.",
+}
 _ESCAPED = {ord(c): f"\\{c}" for c in r"\`*_[]<>|#~!"} | {ord(c): " " for c in "\r\n\t"}
 
 
@@ -56,6 +63,8 @@ def _benchmark(name: str, figures: Mapping[str, Any]) -> list[str]:
             ],
         ),
     ]
+    metrics = {metric for setting in settings.values() for row in setting["protocols"].values() for metric in row}
+    parts += [f"`{metric}`: {text}" for metric, text in _MARKS.items() if metric in metrics]
     for tools, setting in settings.items():
         parts += _setting(tools, setting)
     return parts + _published(figures)

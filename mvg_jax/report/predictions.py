@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from mvg_jax import config as configs
-from mvg_jax.data.records import Record
-from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 from mvg_jax.metrics import write_atomically
 from mvg_jax.scoring import PROTOCOLS
@@ -51,6 +49,7 @@ class Prediction:
     gold: str
     options: tuple[str, ...]
     accepted: tuple[str, ...]
+    tolerance: float
     images: int
     needs_tool: bool | None
     chance: float
@@ -83,6 +82,7 @@ class Prediction:
             accepted=self.accepted,
             language=self.language,
             id=self.id,
+            tolerance=self.tolerance,
         )
 
 
@@ -102,21 +102,6 @@ def check_protocols(names: Sequence[str], datasets: Iterable[str]) -> tuple[str,
             published = ", ".join(sorted(PROTOCOLS[name].datasets))
             raise RunError(f"--protocol={name} was published for {published}, not for {', '.join(datasets)}")
     return tuple(dict.fromkeys((STRICT, *names)))
-
-
-def question_of(task: Task | Record) -> Question:
-    """A task as a scorer sees it."""
-    return Question(
-        dataset=task.dataset,
-        answer_type=str(task.answer_type),
-        kind=task.kind,
-        question=task.question,
-        gold=task.answer,
-        options=task.options,
-        accepted=task.accepted,
-        language=task.language,
-        id=task.id,
-    )
 
 
 def scores(

@@ -25,7 +25,8 @@ def bootstrap(
 
     What belongs to one task (its S samples, or its results under S seeds of training) is drawn together. A mean over resampled tasks
     depends only on how often each distinct value comes, so the counts are drawn at once, from their multinomial distribution:
-    10,000 resamples of 30,000 right or wrong answers cost 10,000 binomial draws. ValueError on no values, or values not finite.
+    10,000 resamples of 30,000 right or wrong answers cost 10,000 binomial draws. Few tasks, or tasks that are all right, give an
+    interval that is too narrow (of equal values: none at all). ValueError on no values, or values not finite.
     """
     values = np.asarray(values, np.float64)
     if not values.size or values.ndim not in (1, 2) or not np.isfinite(values).all():

@@ -23,8 +23,8 @@ ASKED, CHOICE = "as asked", "lettered choices"
 class Setting(NamedTuple):
     """What makes two numbers comparable. protocol: a name of scoring.PROTOCOLS where it is one of them.
 
-    metric: of the protocol. form: "lettered choices" if every question was one, else "as asked". items: questions scored; None = not
-    said, and equal to nothing.
+    split: as our readers name it. metric: of the protocol. form: "lettered choices" if every question was one, else "as asked".
+    items: questions scored; None = not said, and equal to nothing.
     """
 
     benchmark: str
@@ -71,7 +71,7 @@ def _unsaid(benchmark: str, protocol: str = UNSAID, metric: str = "accuracy") ->
 _A = (
     _unsaid("mmmu", "medevalkit"),
     Setting("vqa_rad", JUDGED, "test", "en", ASKED, 451),
-    Setting("slake", JUDGED, "test", "en+zh", ASKED, 2094),
+    Setting("slake", JUDGED, "test_all", "en+zh", ASKED, 2094),
     Setting("path_vqa", JUDGED, "test", "en", ASKED, 6719),
     Setting("pmc_vqa", "medevalkit", "test_2", "en", CHOICE, 33430),
     Setting("omnimedvqa", "medevalkit", "open_access", "en", CHOICE, 88996),
@@ -79,7 +79,7 @@ _A = (
 )
 _B = (
     Setting("pmc_vqa", "medvlthinker", "test_clean", "en", CHOICE, 2000),
-    Setting("mmmu", "medvlthinker", "dev+validation", "en", CHOICE, 170),
+    Setting("mmmu", "medvlthinker", "val_dev_choice", "en", CHOICE, 170),
     Setting("medxpertqa", "medvlthinker", "test", "en", CHOICE, 2000),
     Setting("path_vqa", "medvlthinker", "test", "en", CHOICE, 3362),
     Setting("slake", "medvlthinker", "test", "en", CHOICE, 416),

@@ -82,7 +82,7 @@ def test_settings_of_tools_are_compared_task_by_task(made):
     assert found.keys() == {"on - off"}
     assert found["on - off"]["mean"] == pytest.approx(8 / 12)
     assert found["on - off"]["low"] > 0
-    with pytest.raises(RunError, match="the tasks with tools 'off' are not those with tools 'on'"):
+    with pytest.raises(RunError, match="vqa_rad: two runs of different tasks"):
         figures(on + off[:-1])
 
 
@@ -123,20 +123,20 @@ def test_published_numbers_stand_beside_ours_only_under_the_same_setting(made):
         assert all(entry["others"] == [] for entry in figures(changed)["medxpertqa"]["published"])
 
 
-def test_choices_among_other_questions_are_looked_at_alone(made):
+def test_open_questions_are_another_form_than_choices(made):
+    """MedVLThinker's 170 questions of MMMU all have choices."""
     values = {
         "benchmark": "mmmu",
         "dataset": "mmmu",
-        "split": "dev+validation",
+        "split": "val_dev_choice",
         "protocols": ("strict", "medvlthinker"),
     }
     rows = [made("A", id=f"c{i}", answer_type="choice", gold="A", options=OPTIONS, **values) for i in range(170)]
-    rows += [made("x", id=f"o{i}", answer_type="open", gold="y", **values) for i in range(5)]
     found = [entry for entry in figures(rows)["mmmu"]["published"] if entry["others"]]
-    assert len(found) == 1
-    assert found[0]["setting"]["items"] == 170
-    assert found[0]["ours"]["mean"] == 1.0
+    assert [entry["setting"]["protocol"] for entry in found] == ["medvlthinker"]
     assert {row["model"] for row in found[0]["others"]} >= {"MedVLThinker-7B", "GPT-4o"}
+    rows[0] = made("x", id="c0", answer_type="open", gold="y", **values)
+    assert not any(entry["others"] for entry in figures(rows)["mmmu"]["published"])
 
 
 def test_the_report_has_a_table_a_setting_and_never_two_in_one(made):
@@ -149,6 +149,19 @@ def test_the_report_has_a_table_a_setting_and_never_two_in_one(made):
     assert "known for: strict, medxpertqa." in published
     theirs = {row.model for row in PUBLISHED if row.setting.protocol == "medevalkit"}
     assert not [row.model for row in PUBLISHED if row.model not in theirs and f"| {row.model} |" in published]
+
+
+def test_answers_that_a_public_rule_draws_at_random_are_owned_up_to(made):
+    values = {"benchmark": "mmmu", "dataset": "mmmu", "answer_type": "choice", "gold": "A", "options": OPTIONS}
+    rows = [
+        made(text, id=str(i), protocols=("strict", "mmmu"), response=text, **values)
+        for i, text in enumerate(("(A)", "I pass"))
+    ]
+    found = figures(rows)
+    drawn = found["mmmu"]["tools"]["on"]["protocols"]["mmmu"]["drawn"]
+    assert drawn == {"mean": 0.5, "items": 2}
+    assert "`drawn`: share of answers" in markdown.evaluation({}, found)
+    assert "`drawn`" not in markdown.evaluation({}, figures([made()]))
 
 
 def test_text_of_data_sets_cannot_become_markup(made):

@@ -2,10 +2,6 @@ import json
 
 import pytest
 
-from mvg_jax.data.files import Files
-from mvg_jax.data.images import FileImage
-from mvg_jax.data.records import Record
-from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
 from mvg_jax.report import predictions
 from mvg_jax.scoring import PROTOCOLS
@@ -52,14 +48,6 @@ def test_protocols_that_cannot_be_computed_are_refused():
         predictions.check_protocols(["bleurt"], ["slake"])
     with pytest.raises(RunError, match="--protocol=medxpertqa was published for medxpertqa, not for slake, phantom"):
         predictions.check_protocols(["medxpertqa"], ["slake", "phantom"])
-
-
-def test_a_record_is_scored_as_its_prediction_is(made, tmp_path):
-    record = Record(
-        id="rad/0", dataset="vqa_rad", split="test", kind="POS", images=(FileImage(Files(tmp_path), "none.png"),),
-        question="Which side?", answer="Left", answer_type=AnswerType.CLOSED,
-    )  # fmt: skip
-    assert predictions.question_of(record) == made().as_question()
 
 
 def test_a_question_that_cannot_be_scored_is_named(made):
