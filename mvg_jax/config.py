@@ -1,6 +1,7 @@
 """An experiment as frozen dataclasses: built once from the ConfigDict of a config file; unknown keys and ill-typed values fail."""
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -204,7 +205,7 @@ class GRPO:
 @dataclasses.dataclass(frozen=True)
 class Eval:
     """Held-out evaluation before and after training. tasks: how many, evenly spread over `split` of each of `sets` (NAME or
-    NAME:SPLIT); temperature 0 = greedy."""
+    NAME:SPLIT); temperature 0 = greedy; prompts: rows of a batch, of which several are one task's if it is answered several times."""
 
     sets: tuple[str, ...] = ("phantom",)
     tasks: int = 800
@@ -254,7 +255,7 @@ class Config:
 
 def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "config") -> Any:
     """A (nested) config from plain values. RunError names the key that is unknown or of the wrong type, and what is legal."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise RunError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
@@ -262,6 +263,9 @@ def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "confi
     if missing := [name for name in needed if name not in values]:
         raise RunError(f"{path}.{missing[0]} is missing")
     return kind(**{key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()})
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _value(value: Any, hint: Any, path: str) -> Any:

@@ -176,6 +176,10 @@ TINY = (f"--config={ROOT}/configs/tiny.py", "--checkpoint=asset:tiny_internvl")
         ((*TINY, "--guided", "--tools=off"), ("--guided", "--tools")),
         ((*TINY, "--tools=scalpel"), ("--tools=scalpel", "image_zoom_in_tool")),
         ((*TINY, "--benchmarks=bird"), ("bird", "phantom", "vqa_rad")),
+        (
+            (*TINY, "--benchmarks=slake", "--data=/nonexistent"),
+            ("slake is not at /nonexistent/slake", "config.data.root"),
+        ),
         ((*TINY, "--benchmarks=phantom", "--protocol=bleurt"), ("bleurt", "strict")),
         ((*TINY, "--protocol=medxpertqa"), ("published for medxpertqa, not for phantom",)),
         (("--rescore=/nonexistent/p.jsonl",), ("cannot read /nonexistent/p.jsonl",)),

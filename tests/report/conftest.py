@@ -12,7 +12,8 @@ def made():
             "benchmark": "vqa_rad", "split": "test", "tools": "on", "prompt": "full", "id": "rad/0", "sample": 0,
             "dataset": "vqa_rad", "kind": "POS", "answer_type": "closed", "modality": "CT", "language": "en",
             "question": "Which side?", "gold": "Left", "options": (), "accepted": (), "tolerance": 0.0, "images": 1,
-            "needs_tool": None, "chance": 0.0, "response": f"<think></think><answer>{answer}</answer>", "answer": answer, "stop": "ANSWER",
+            "needs_tool": None, "chance": 0.0, "response": f"<think></think><answer>{answer}</answer>", "answer": answer,
+            "stop": "ANSWER",
             "turns": 1, "malformed": 0, "tokens": 7, "views": 0, "calls": (), "tool_choice": None, "box_hit": None,
         }  # fmt: skip
         calls = tuple(Called(*call) for call in fields.pop("calls", ()))
