@@ -29,6 +29,7 @@ class Record:
     language: str = "en"
     boxes: tuple[Box, ...] = ()
     chain: tuple[ToolCall, ...] | None = None
+    tolerance: float = 0.0
 
     def task(self) -> Task:
         """Loads the images. BadImage names one that cannot be used."""

@@ -56,7 +56,7 @@ class Task:
 
     kind: what is asked about, in the data set's own words (its content or question type). answer: the gold answer; of
     AnswerType.CHOICE its letter. accepted: other answers that are as right. modality: "CT", "MRI", ...; "" = not said.
-    tolerance: largest relative error of an answer that is a number, 0.1 = 10 %.
+    tolerance: largest relative error of a number, 0.1 = 10 %.
     """
 
     id: str
@@ -81,25 +81,25 @@ class Task:
         return None if self.chain is None else len(self.chain) > 0
 
     @property
-    def as_question(self) -> Question:
-        """The task as scorers see it."""
-        return Question(
-            self.dataset,
-            self.answer_type,
-            self.kind,
-            self.question,
-            self.answer,
-            self.options,
-            self.accepted,
-            self.language,
-            self.id,
-            self.tolerance,
-        )
-
-    @property
     def chance(self) -> float:
         """Accuracy of guessing among the options (0 for an open question)."""
         return 1.0 / len(self.options) if self.options else 0.0
+
+
+def question_of(task: Task) -> Question:
+    """A task as scorers see it; a record will do, its images are not looked at."""
+    return Question(
+        dataset=task.dataset,
+        answer_type=str(task.answer_type),
+        kind=task.kind,
+        question=task.question,
+        gold=task.answer,
+        options=task.options,
+        accepted=task.accepted,
+        language=task.language,
+        id=task.id,
+        tolerance=task.tolerance,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

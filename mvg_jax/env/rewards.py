@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mvg_jax.data.task import Task, Turn
+from mvg_jax.data.task import Task, Turn, question_of
 from mvg_jax.env.episode import Episodes, Stop, TurnRecord
 from mvg_jax.frames import BOX_UNITS, Frame, bounds
 from mvg_jax.scoring.strict import score_question
@@ -37,7 +37,7 @@ def row_facts(episodes: Episodes) -> list[Facts]:
 
 def accuracy(facts: Facts) -> float:
     """1 if the final answer is right by the strict scorer; no answer is wrong."""
-    return score_question(facts.task.as_question, facts.answer)
+    return score_question(question_of(facts.task), facts.answer)
 
 
 def well_formed(facts: Facts) -> float:

@@ -6,7 +6,7 @@ must then be equal. MMMU: choices as the official evaluator (see mmmu.py), with 
 Bugs as published:
 - SLAKE: articles are kept ("the liver" is not "Liver"); a list must be in gold's order;
 - SLAKE: "normal" and "abnormal" in Chinese count as yes and no, so "是" answers a question whose gold is "正常";
-- MMMU: a word that ends in a letter and a blank names it ("AND D" names D either way, "MRI B " too);
+- MMMU: capitals at the end of a word count ("AND no more" says D);
 - MMMU: of an open question's parsed predictions one string is kept and walked character by character: always wrong;
 - MMMU: random letters, as in the official evaluator.
 """

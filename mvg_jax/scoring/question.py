@@ -60,7 +60,7 @@ class Protocol(NamedTuple):
 
 
 def letters(question: Question) -> list[str]:
-    """The letters of the question's options, from A. ValueError if it has none."""
-    if not question.options:
-        raise ValueError(f"question {question.id!r} of {question.dataset} has no options")
+    """The letters of the question's options, from A. ValueError if it has none, or more than there are letters."""
+    if not 0 < len(question.options) <= 26:
+        raise ValueError(f"question {question.id!r} of {question.dataset} has {len(question.options)} options")
     return [chr(ord("A") + i) for i in range(len(question.options))]

@@ -95,7 +95,7 @@ BAD = {
     "gold of lists": (CASE | {"gold": [["a"]]}, "gold: [['a']]"),
     "options": (CASE | {"options": "A"}, "options: 'A'"),
     "letters": (CASE | {"options": {"A": "x", "C": "y"}}, "letters ['A', 'C']"),
-    "choice without options": (CASE | {"question_type": "mcq", "dataset": "MMMU"}, "has no options"),
+    "choice without options": (CASE | {"question_type": "mcq", "dataset": "MMMU"}, "has 0 options"),
     "expected text": (CASE | {"expected_score": "1"}, "expected_score is '1'"),
     "expected NaN": (CASE | {"expected_score": float("nan")}, "expected_score is nan"),
     "expected nothing": (CASE | {"expected_score": None}, "expected_score is None"),
