@@ -142,6 +142,7 @@ def evaluate(
     first = own * jax.process_index()
     params = engine.weights(params)
     predictions: list[Prediction] = []
+    right = 0.0
     hidden = not sys.stderr.isatty() or jax.process_index() != 0
     with tqdm.tqdm(total=len(tasks), desc=title, unit="task", disable=hidden) as bar:
         for chunk, lost in _batches(tasks, P, unreadable):
@@ -162,8 +163,9 @@ def evaluate(
             about = {"benchmark": benchmark, "split": split, "tools": tools, "prompt": world.protocol.style}
             rows = _predictions(world.protocol, trajectories, episodes, about)
             predictions += _gathered(rows)[: len(chunk) * G]
+            right += sum(row.correct for row in predictions[-len(chunk) * G :])
+            bar.set_postfix(accuracy=f"{right / len(predictions):.3f}", refresh=False)
             bar.update(len(chunk) + lost)
-            bar.set_postfix(accuracy=f"{np.mean([p.correct for p in predictions]):.3f}", refresh=False)
     return tuple(predictions)
 
 
