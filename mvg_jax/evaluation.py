@@ -15,13 +15,13 @@ from flax import nnx
 from mvg_jax.data.catalog import choose
 from mvg_jax.data.images import BadImage
 from mvg_jax.data.records import DataSet
-from mvg_jax.data.task import Task, Turn
+from mvg_jax.data.task import Task, Turn, question_of
 from mvg_jax.env.episode import Episodes, Stop
 from mvg_jax.env.protocol import Malformed, Protocol
 from mvg_jax.env.rewards import row_facts, tool_statistics
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import Experiment
-from mvg_jax.mesh import gather_texts, shard_count
+from mvg_jax.mesh import agree, gather_texts, shard_count
 from mvg_jax.report import predictions as reports
 from mvg_jax.report.predictions import STRICT, Called, Prediction
 from mvg_jax.rollout.engine import Engine
@@ -158,7 +158,8 @@ def evaluate(
             if guided:
                 script = [[Turn("", call) for call in task.chain or ()] for task in filled for _ in range(G)]
                 scripted = ScriptedPolicy(world.protocol, script, shapes.turn_tokens)
-                policy = GuidedPolicy(scripted, policy, max(map(len, script)))
+                (longest,) = agree(max(map(len, script)))
+                policy = GuidedPolicy(scripted, policy, longest)
             trajectories, episodes = rollout(world, policy, world.prepare(filled, tools_on), Phases())
             about = {"benchmark": benchmark, "split": split, "tools": tools, "prompt": world.protocol.style}
             rows = _predictions(world.protocol, trajectories, episodes, about)
@@ -210,18 +211,9 @@ def _predictions(
         calls = [Called(record.call.name, record.error) for record in facts.records if record.call is not None]
         row = Prediction(
             **about,
-            id=task.id,
+            **question_of(task)._asdict(),
             sample=b % G,
-            dataset=task.dataset,
-            kind=task.kind,
-            answer_type=str(task.answer_type),
             modality=task.modality,
-            language=task.language,
-            question=task.question,
-            gold=task.answer,
-            options=task.options,
-            accepted=task.accepted,
-            tolerance=task.tolerance,
             images=len(task.images),
             needs_tool=task.needs_tool,
             chance=task.chance,
@@ -284,8 +276,7 @@ class Benchmark(Sequence):
             if record.id in seen:  # noise and predictions are named by the task's id
                 raise RunError(f"{self.name}: two questions have the id {record.id!r}")
             seen.add(record.id)
-            question = dataclasses.replace(record, images=()).task().as_question
-            reports.scores(question, None, "", protocols)
+            reports.scores(question_of(record), None, "", protocols)
 
 
 # The split that others report on, where it is not "test".

@@ -72,18 +72,7 @@ class Prediction:
 
     def as_question(self) -> Question:
         """As a scorer sees it."""
-        return Question(
-            dataset=self.dataset,
-            answer_type=self.answer_type,
-            kind=self.kind,
-            question=self.question,
-            gold=self.gold,
-            options=self.options,
-            accepted=self.accepted,
-            language=self.language,
-            id=self.id,
-            tolerance=self.tolerance,
-        )
+        return Question(**{name: getattr(self, name) for name in Question._fields})
 
 
 def covers(protocol: str, dataset: str) -> bool:
