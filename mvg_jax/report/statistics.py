@@ -8,6 +8,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+_CELLS = 2**20  # counts drawn at a time
 
 
 class Interval(NamedTuple):
@@ -33,11 +34,15 @@ def bootstrap(
         raise ValueError(f"a bootstrap needs finite values [T] or [T, S], got shape {values.shape}")
     values_T = values if values.ndim == 1 else values.mean(axis=1)
     distinct, counts = np.unique(values_T, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values_T), counts / len(values_T), size=resamples)
-    # Sums of counts x values, not a matmul: the result must not depend on how a BLAS splits its work.
-    means = (drawn * distinct).sum(axis=1) / len(values_T)
+    rng, T, at_once = np.random.default_rng(seed), len(values_T), max(1, _CELLS // len(distinct))
+    means = np.empty(resamples)
+    for start in range(0, resamples, at_once):
+        part = means[start : start + at_once]
+        drawn = rng.multinomial(T, counts / T, size=len(part))
+        # A sum of products, not a matmul: the result must not depend on how a BLAS splits its work.
+        part[:] = (drawn * distinct).sum(axis=1) / T
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float((counts * distinct).sum() / len(values_T)), float(low), float(high))
+    return Interval(float((counts * distinct).sum() / T), float(low), float(high))
 
 
 def paired_bootstrap(

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from mvg_jax.report import statistics
 from mvg_jax.report.statistics import bootstrap, majority, paired_bootstrap, pass_at_k
 
 
@@ -35,6 +36,13 @@ def test_intervals_are_repeatable_and_do_not_depend_on_the_order_of_tasks():
     values = np.random.default_rng(0).random(40)
     assert bootstrap(values, seed=3) == bootstrap(values[::-1], seed=3)
     assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
+
+
+def test_many_different_values_are_drawn_in_parts(monkeypatch):
+    values = np.random.default_rng(0).random(40)
+    whole = bootstrap(values)
+    monkeypatch.setattr(statistics, "_CELLS", 100)
+    assert bootstrap(values) == whole
 
 
 def test_samples_of_a_task_are_drawn_together():
