@@ -58,7 +58,7 @@ def measure(config: configs.Config, batches: int) -> dict[str, float]:
     start = time.perf_counter()
     compile_all(engine.lower(params, experiment.model.view_size, MAX_VIEWS), "compile")
     P, B = shapes.prompts, shapes.rows
-    source = experiment.source("val", 0, P * (batches + 1))
+    source = experiment.source("phantom", "val", 0, P * (batches + 1))
     temperature_B = np.full(B, config.rollout.temperature, np.float32)
 
     walls, phases_of, rows = [], [], []
