@@ -91,7 +91,8 @@ def main() -> None:
 
     # ---- what is asked -------------------------------------------------------------------------------------------
     names = _BENCHMARKS.value or config.eval.sets
-    benchmarks = [open_benchmark(experiment, name, _TASKS.value) for name in names]
+    opened = [open_benchmark(experiment, name, _TASKS.value) for name in names]
+    benchmarks = list({(benchmark.name, benchmark.split): benchmark for benchmark in opened}.values())
     protocols = predictions.check_protocols(_PROTOCOL.value, (benchmark.name for benchmark in benchmarks))
     for benchmark in benchmarks:
         benchmark.check(protocols)
@@ -134,7 +135,8 @@ def main() -> None:
             rows += [predictions.scored(row, protocols) for row in played]
             if _OUT.value:  # what has been played is not lost if something later goes wrong
                 predictions.write(pathlib.Path(_OUT.value) / predictions.FILE, rows)
-        run["left out"] += [f"{benchmark.name}: {line}" for line in dict.fromkeys([*benchmark.left_out, *unreadable])]
+        lines = dict.fromkeys([*benchmark.left_out, *unreadable])
+        run["left out"] += [f"{benchmark.name}:{benchmark.split}: {line}" for line in lines]
     report(run, rows)
 
 

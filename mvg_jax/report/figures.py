@@ -4,6 +4,7 @@ Accuracy is the strict score, a mean over tasks of the mean over their samples. 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -31,11 +32,14 @@ GROUPINGS: dict[str, Callable[[Prediction], str]] = {
 
 
 def figures(predictions: Iterable[Prediction], seed: int = 0) -> dict[str, Any]:
-    """benchmark -> its figures. seed: of the bootstrap.
+    """benchmark -> its figures; of several splits of a benchmark, benchmark:split -> its figures. seed: of the bootstrap.
 
     RunError unless every task of a benchmark has the same samples, and the same tasks were played with all choices of tools.
     """
-    return {name: _benchmark(name, list(rows), seed) for name, rows in grouped(predictions, lambda p: p.benchmark)}
+    groups = grouped(predictions, lambda p: (p.benchmark, p.split))
+    splits = Counter(benchmark for (benchmark, _), _ in groups)
+    named = {f"{name}:{split}" if splits[name] > 1 else name: rows for (name, split), rows in groups}
+    return {name: _benchmark(rows, seed) for name, rows in named.items()}
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Hashable]) -> list[tuple[Any, list[Any]]]:
@@ -63,7 +67,7 @@ def correct(tasks: Sequence[Samples]) -> np.ndarray:
     return np.array([[p.correct for p in samples] for samples in tasks])
 
 
-def _benchmark(name: str, predictions: list[Prediction], seed: int) -> dict[str, Any]:
+def _benchmark(predictions: list[Prediction], seed: int) -> dict[str, Any]:
     by_tools = {tools: tasks_of(rows) for tools, rows in grouped(predictions, lambda p: p.tools)}
     first, *others = by_tools
     return {

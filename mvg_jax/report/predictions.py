@@ -147,7 +147,7 @@ def read(path: pathlib.Path) -> tuple[Prediction, ...]:
     predictions, seen = [], set()
     for number, line in enumerate(lines, start=1):
         prediction = from_json(line, f"{path}:{number}")
-        name = (prediction.benchmark, prediction.tools, prediction.id, prediction.sample)
+        name = (prediction.benchmark, prediction.split, prediction.tools, prediction.id, prediction.sample)
         if name in seen:
             raise RunError(f"{path}:{number}: sample {prediction.sample} of task {prediction.id} is there twice")
         seen.add(name)

@@ -86,6 +86,14 @@ def test_settings_of_tools_are_compared_task_by_task(made):
         figures(on + off[:-1])
 
 
+def test_splits_of_a_benchmark_are_benchmarks_of_their_own(made):
+    rows = [made("Left", id="0"), made("Right", id="0", split="train"), made("Left", id="0", benchmark="slake")]
+    found = figures(rows)
+    assert {name: row["tools"]["on"]["accuracy"] for name, row in found.items()} == {
+        "vqa_rad:test": 1.0, "vqa_rad:train": 0.0, "slake": 1.0,
+    }  # fmt: skip
+
+
 def test_samples_must_be_complete(made):
     rows = [made(id="0"), made(id="0", sample=1), made(id="1")]
     with pytest.raises(RunError, match=r"task 1 has the samples \[0\], not 0 to 1"):

@@ -67,7 +67,7 @@ def test_a_question_that_cannot_be_scored_is_named(made):
         (lambda v: v | {"calls": [{"name": "x"}]}, "calls.error is missing"),
         (lambda v: v | {"scores": {"strict": 1.0}}, "scores.strict must be"),
         (lambda v: v | {"answer_type": "guess"}, "answer_type 'guess'"),
-        (lambda v: v | {"split": "dev"}, "twice"),
+        (lambda v: v | {"answer": "Right"}, "twice"),
     ],
 )
 def test_a_file_that_is_not_right_is_refused_by_line_and_field(made, tmp_path, change, words):
