@@ -1,6 +1,7 @@
 """An experiment as frozen dataclasses: built once from the ConfigDict of a config file; unknown keys and ill-typed values fail."""
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -227,7 +228,7 @@ class GRPO:
 @dataclasses.dataclass(frozen=True)
 class Eval:
     """Held-out evaluation before and after training. tasks: how many, evenly spread over `split` of each of `sets` (NAME or
-    NAME:SPLIT); temperature 0 = greedy."""
+    NAME:SPLIT); temperature 0 = greedy; prompts: rows of a batch, of which several are one task's if it is answered several times."""
 
     sets: tuple[str, ...] = ("phantom",)
     tasks: int = 800
@@ -360,11 +361,17 @@ class Config:
 
 def from_dict(values: Mapping[str, Any], kind: type = Config, path: str = "config") -> Any:
     """A (nested) config from plain values. RunError names the key that is unknown or of the wrong type, and what is legal."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise RunError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
+    needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise RunError(f"{path}.{missing[0]} is missing")
     return kind(**{key: _value(value, hints[key], f"{path}.{key}") for key, value in values.items()})
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _value(value: Any, hint: Any, path: str) -> Any:

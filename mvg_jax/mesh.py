@@ -8,7 +8,7 @@ its own rows only: `put_rows` sends them, `to_host` fetches them, `gather` shows
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -168,6 +168,17 @@ def to_whole(x: jax.Array) -> np.ndarray:
 def gather(rows: np.ndarray) -> np.ndarray:
     """This process's rows (host numpy) -> those of all processes, process by process. A host sync between processes."""
     return rows if jax.process_count() == 1 else multihost_utils.process_allgather(rows, tiled=True)
+
+
+def gather_texts(texts: Iterable[str]) -> list[str]:
+    """This process's texts -> those of all processes, process by process; each has equally many. Like `gather`."""
+    rows = [text.encode() for text in texts]
+    if jax.process_count() == 1:
+        return [row.decode() for row in rows]
+    (width,) = agree(max(map(len, rows)))
+    length_B = gather(np.array([len(row) for row in rows], np.int32))
+    padded_BxL = gather(np.stack([np.frombuffer(row.ljust(width, b"\0"), np.uint8) for row in rows]))
+    return [bytes(row[:length]).decode() for row, length in zip(padded_BxL, length_B, strict=True)]
 
 
 def agree(*values: int) -> tuple[int, ...]:

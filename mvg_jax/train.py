@@ -242,7 +242,7 @@ class Judge:
         if self._parts is None:
             self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.held_out()
         c = self._experiment.config
-        results = evaluate(
+        predictions = evaluate(
             *self._parts,
             params,
             self._tasks,
@@ -251,6 +251,7 @@ class Judge:
             tools_on=tools_on,
             title=f"evaluate {name}",
         )
+        results = Results.of(predictions)
         columns = {key: value.tolist() for key, value in dataclasses.asdict(results).items()}
         write_atomically(path, json.dumps(columns))
         return results

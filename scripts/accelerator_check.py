@@ -53,7 +53,7 @@ def step_loop() -> tuple[bool, str]:
     from configs import tiny
     from mvg_jax import config as configs
     from mvg_jax.compiles import CompileCount
-    from mvg_jax.evaluation import evaluate, evaluation_parts
+    from mvg_jax.evaluation import Results, evaluate, evaluation_parts
     from mvg_jax.experiment import build
     from mvg_jax.train import warm_up
 
@@ -77,10 +77,10 @@ def step_loop() -> tuple[bool, str]:
         warm = compiles.count if number == 1 else warm
     late = compiles.count - warm
     held_out = [experiment.source("phantom", "val", 0, tasks)[i] for i in range(tasks)]
-    results = evaluate(
+    predictions = evaluate(
         *evaluation_parts(experiment), stage.params(state), held_out, temperature=0.0, seed=0, tools_on=True
     )
-    accuracy, median = results.summary()["accuracy/needed"], sorted(seconds)[len(seconds) // 2]
+    accuracy, median = Results.of(predictions).summary()["accuracy/needed"], sorted(seconds)[len(seconds) // 2]
     passed = max(gaps) <= 1e-4 and late == 0 and (not accelerated() or accuracy >= 0.85)
     return passed, (
         f"{steps} steps of {median:.3f} s, accuracy {accuracy:.3f} where a tool is needed, log-prob gap {max(gaps):.1e}, "

@@ -211,7 +211,7 @@ def test_our_model_collects_and_sft_reads_it(tmp_path):
     assert files(tmp_path / "again") == files(out)
     taught = config(sft={"prompts": 2, "group": 1, "trajectories": f"{out}, {out}"})
     experiment = outline(taught)
-    store = experiment.demonstrations()
+    store, _ = experiment.demonstrations()
     assert len(store) == 2 * statistics["kept"]
     fitted = experiment.bucket.fit_demonstration(store[0])
     assert fitted.task.images[0].pixels.dtype == np.uint16

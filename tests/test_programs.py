@@ -135,9 +135,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on_also_on_another_mesh(tmp_path):
     assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == 2
 
 
+def evaluate(*arguments, **options):
+    command_ = [sys.executable, "-m", "mvg_jax.evaluate", *map(str, arguments)]
+    return subprocess.run(command_, capture_output=True, text=True, timeout=300, cwd=ROOT, **options)
+
+
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
-    out = tmp_path / "figures.json"
-    for more in ((), ("--tools=off",), ("--guided",)):
+    sampled = ("--tools=off,image_flip_tool", "--samples=2", "--config.eval.temperature=1.0")
+    for tools, more in ((("on",), ()), (("off", "image_flip_tool"), sampled), (("on",), ("--guided",))):
+        out = tmp_path / "_".join(tools + more)
         done = subprocess.run(
             command("evaluate", f"--checkpoint={finished}", f"--out={out}", *more),
             capture_output=True,
@@ -146,9 +152,44 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        figures = json.loads(out.read_text())
-        assert 0 <= figures["accuracy"] <= 1
+        found = json.loads((out / "evaluation.json").read_text())["benchmarks"]["phantom"]
+        assert tuple(found["tools"]) == tools
+        for figures in found["tools"].values():
+            assert 0 <= figures["accuracy"] <= 1
         assert "tool choice" in done.stdout
+        assert (out / "evaluation.md").read_text() in done.stdout
+    again = evaluate(f"--rescore={out / 'predictions.jsonl'}", f"--out={tmp_path / 'again'}")
+    assert again.returncode == 0, again.stderr[-2000:]
+    kept = [json.loads((folder / "evaluation.json").read_text())["benchmarks"] for folder in (out, tmp_path / "again")]
+    assert kept[0] == kept[1]
+    assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "again" / "predictions.jsonl").read_bytes()
+
+
+TINY = (f"--config={ROOT}/configs/tiny.py", "--checkpoint=asset:tiny_internvl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("--config and --checkpoint are needed",)),
+        ((*TINY, "--samples=2"), ("--samples=2", "config.eval.temperature")),
+        ((*TINY, "--guided", "--tools=off"), ("--guided", "--tools")),
+        ((*TINY, "--tools=scalpel"), ("--tools=scalpel", "image_zoom_in_tool")),
+        ((*TINY, "--benchmarks=bird"), ("bird", "phantom", "vqa_rad")),
+        (
+            (*TINY, "--benchmarks=slake", "--data=/nonexistent"),
+            ("slake is not at /nonexistent/slake", "config.data.root"),
+        ),
+        ((*TINY, "--benchmarks=phantom", "--protocol=bleurt"), ("bleurt", "strict")),
+        ((*TINY, "--protocol=medxpertqa"), ("published for medxpertqa, not for phantom",)),
+        (("--rescore=/nonexistent/p.jsonl",), ("cannot read /nonexistent/p.jsonl",)),
+    ],
+)
+def test_what_evaluate_cannot_do_is_one_clear_line(arguments, words):
+    done = evaluate(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert any(all(word in line for word in words) for line in done.stderr.splitlines()), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,10 @@ import pytest
 from flax import nnx
 
 from mvg_jax.checkpoint import Checkpoints
+from mvg_jax.evaluation import evaluate
 from mvg_jax.mesh import agree, make_mesh, to_whole
+from mvg_jax.models.axes import place
+from mvg_jax.report import predictions
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.learner import LearnerShapes
 from tests import tiny_world
@@ -53,12 +56,17 @@ def stage() -> GRPOStage:
 
 
 def work(process: int, processes: int, folder: pathlib.Path) -> None:
-    """A scripted rollout, then two steps of GRPO on this process's share; results go to the folder."""
+    """A scripted rollout, an evaluation, then two steps of GRPO on this process's share; results go to the folder."""
     own = [task for i, task in enumerate(TASKS) if i % processes == process]
     script = [turns for i, turns in enumerate(SCRIPT) if i // 2 % processes == process]
     ledger, _, _ = tiny_world.play(own, script=script)
     rows = {"tokens": ledger.tokens_BxL, "logprobs": ledger.logprob_BxL, "views": ledger.views_BxNxSxSx3}
     np.savez(folder / f"rows_{process}.npz", **rows, turns=ledger.turn_BxL.max(axis=1))
+    params = place(tiny_world.model()[1])
+    tasks = [tiny_world.task(i) for i in range(6)]
+    world, engine = tiny_world.world(4), tiny_world.engine(4, LETTERS)
+    played = evaluate(world, engine, params, tasks, temperature=1.0, seed=0, tools_on=True)
+    (folder / f"played_{process}").write_text("\n".join(map(predictions.to_json, played)))
     state = (stage_ := stage()).start(tiny_world.own_params())
     history = []
     for number in (1, 2):
@@ -105,6 +113,13 @@ def test_rows_are_those_of_one_process_wherever_they_are_played(folders):
         np.testing.assert_array_equal(part["tokens"], whole["tokens"][own])
         np.testing.assert_array_equal(part["views"], whole["views"][own])
         np.testing.assert_allclose(part["logprobs"], whole["logprobs"][own], atol=1e-5)
+
+
+def test_each_process_knows_all_of_an_evaluation(folders):
+    one, two = folders
+    expected = (one / "played_0").read_text()
+    assert len(expected.splitlines()) == 12
+    assert [(two / f"played_{i}").read_text() for i in (0, 1)] == [expected] * 2
 
 
 def test_two_steps_come_to_the_same_metrics_and_weights(folders):
