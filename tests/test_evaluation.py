@@ -247,5 +247,5 @@ def test_questions_that_cannot_be_scored_or_told_apart_are_refused_before_anythi
 def test_an_empty_benchmark_is_refused(fake):
     made, held = fake
     held["test"].clear()
-    with pytest.raises(RunError, match="vqa_rad: nothing is left of split test"):
+    with pytest.raises(RunError, match="vqa_rad holds nothing usable"):
         open_benchmark(made, "vqa_rad")
