@@ -7,7 +7,7 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.records import DataSet
 from mvg_jax.errors import RunError
 
-READERS = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "mmmu", "medxpertqa", "omnimedvqa", "folder")
+READERS = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "mmmu", "medxpertqa", "omnimedvqa", "folder", "volume")
 
 
 def read(name: str, root: str | pathlib.Path, split: str) -> DataSet:
