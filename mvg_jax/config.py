@@ -53,17 +53,46 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """Where tasks come from. name: data set; first, size: range of the training split; shuffle: draw in random order."""
+class Mixture:
+    """A phase of a curriculum: from step `first` (counted from 0) on, tasks are drawn from `sets`."""
 
-    name: str = "phantom"
+    first: int = 0
+    sets: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where tasks come from.
+
+    sets: names of data sets (data.catalog), each NAME, NAME:SPLIT, NAME=WEIGHT or NAME:SPLIT=WEIGHT; more than one are mixed by
+    their weights (1 where none is said). curriculum: mixtures that take its place later. root: the folder that holds a folder or
+    a zip of each published data set, named like it. first, size: range of each training split. shuffle: draw in random order.
+    allow_overlap: train although images of the evaluation are among the training images.
+    image_height, image_width: larger native images are shrunk to these. channels (1, 3), bits (8, 16): what all are brought to.
+    images: most in one question. prefetch: steps read ahead, by `threads` in each of `workers` processes (0: in this one).
+    """
+
+    sets: tuple[str, ...] = ("phantom",)
+    curriculum: tuple[Mixture, ...] = ()
+    root: str = "data"
     first: int = 0
     size: int = 1_000_000
     shuffle: bool = False
+    allow_overlap: bool = False
     image_height: int = 512
     image_width: int = 512
+    channels: int = 1
+    bits: int = 16
+    images: int = 1
     prefetch: int = 4
     threads: int = 1
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.channels not in (1, 3) or self.bits not in (8, 16) or self.images < 1:
+            raise RunError("config.data: channels must be 1 or 3, bits 8 or 16, images at least 1")
+        if not all((self.sets, *(mixture.sets for mixture in self.curriculum))):
+            raise RunError("config.data: sets, also those of a curriculum, name at least one data set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +202,10 @@ class GRPO:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """Held-out evaluation before and after training. tasks: how many of `split`; temperature 0 = greedy."""
+    """Held-out evaluation before and after training. tasks: how many, evenly spread over `split` of each of `sets` (NAME or
+    NAME:SPLIT); temperature 0 = greedy."""
 
+    sets: tuple[str, ...] = ("phantom",)
     tasks: int = 800
     split: str = "val"
     temperature: float = 0.0
@@ -211,6 +242,11 @@ class Config:
         unknown = set(self.stages) - {"vision", "sft", "grpo"}
         if unknown or not self.stages:
             raise RunError(f"config.stages {self.stages}: name one or more of 'vision', 'sft', 'grpo'")
+        if self.data.images >= self.env.max_images:
+            raise RunError(
+                f"config.env.max_images {self.env.max_images} counts the question's images too: "
+                f"more than config.data.images {self.data.images}"
+            )
         if "vision" in self.stages and self.mesh != Mesh():
             raise RunError(f"config.stages {self.stages}: 'vision' runs on one device; config.mesh is {self.mesh}")
 

@@ -4,15 +4,20 @@ import dataclasses
 import importlib.resources
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvg_jax.config import GRPO, SFT, Config
+from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
 from mvg_jax.data import phantom
+from mvg_jax.data.catalog import choose, keep, open_source
+from mvg_jax.data.fit import Bucket
+from mvg_jax.data.pipeline import Phase, Sound
+from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task
 from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
@@ -88,22 +93,51 @@ class Experiment:
         dtype = jnp.dtype(self.config.model.compute_dtype)
         return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V, dtype)
 
-    def source(self, split: str, first: int, size: int):
-        """Random access to the tasks of a split."""
-        if self.config.data.name != "phantom":
-            raise RunError(f"config.data.name {self.config.data.name!r}: there is 'phantom'")
-        if size < 1:
-            raise RunError(f"the {split} split of {self.config.data.name} is empty: its size must be at least 1")
-        return phantom.PhantomSource(split, size, first)
+    @property
+    def bucket(self) -> Bucket:
+        """What native images are brought to."""
+        data = self.config.data
+        return Bucket(data.image_height, data.image_width, data.channels, data.bits, data.images)
+
+    def source(self, name: str, split: str, first: int, size: int):
+        """Random access to the tasks of a data set that fit the shapes; the report of a DataSet says what was dropped."""
+        source = open_source(name, split, self.config.data.root, first, size)
+        if not isinstance(source, DataSet):
+            return source
+        length = self.config.rollout.prompt_length
+        source = keep(source, lambda r: len(r.images) <= self.config.data.images, "more than config.data.images")
+        fits = lambda r: max(len(self.protocol.prompt_ids(r, on)) for on in (True, False)) <= length
+        source = keep(source, fits, "longer than config.rollout.prompt_length")
+        if not source:
+            raise RunError(f"no task of {name} fits\n{source.report}")
+        return source
+
+    def training_phases(self) -> list[Phase]:
+        """The mixture of tasks to train on, and those that take its place later."""
+        data = self.config.data
+        mixtures = [(m.first, [choose(text) for text in m.sets]) for m in (Mixture(0, data.sets), *data.curriculum)]
+        opened = {
+            (name, split): self.source(name, split or "train", data.first, data.size)
+            for name, split in dict.fromkeys(choice[:2] for _, choices in mixtures for choice in choices)
+        }
+        return [
+            Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
+            for first, choices in mixtures
+        ]
 
     def lessons(self):
         """Random access to labelled images for stage `vision`."""
         return phantom.PhantomLessons(self.config.data.size)
 
     def held_out(self) -> list[Task]:
-        """The evaluation's tasks."""
-        source = self.source(self.config.eval.split, 0, self.config.eval.tasks)
-        return [source[i] for i in range(len(source))]
+        """The evaluation's tasks, ready for the rollout."""
+        tasks, c = [], self.config.eval
+        for name, split, _ in map(choose, c.sets):
+            endless = name == "phantom"
+            source = self.source(name, split or c.split, 0, c.tasks if endless else sys.maxsize)
+            count = min(c.tasks, len(source))
+            tasks += [Sound(source, self.bucket.fit)[i * len(source) // count].task for i in range(count)]
+        return tasks
 
     def vision_stage(self) -> VisionStage:
         c = self.config
@@ -181,7 +215,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         observation_lengths=r.observation_lengths,
         encode_batches=r.encode_batches,
         suffix_length=r.suffix_length,
-        prompt_images=1,
+        prompt_images=config.data.images,
         views=config.env.max_images - 1,
     )
 

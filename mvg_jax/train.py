@@ -32,7 +32,8 @@ from mvg_jax import program
 from mvg_jax.checkpoint import Checkpoints
 from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.config import Config
-from mvg_jax.data.pipeline import TaskBatches
+from mvg_jax.data.pipeline import Phase, TaskBatches
+from mvg_jax.data.records import DataSet
 from mvg_jax.errors import RunError
 from mvg_jax.evaluation import Results, evaluate, evaluation_parts
 from mvg_jax.experiment import Experiment, build, enter_mesh, export
@@ -101,13 +102,20 @@ def run_stage(
     folder = workdir / name
     stage, steps, prompts = make_stage(experiment, name, params)
     state = stage.start(params)
+    lessons = name == "vision"
+    phases = [Phase(0, (experiment.lessons(),), (1.0,))] if lessons else experiment.training_phases()
+    for source in dict.fromkeys(source for phase in phases for source in phase.sources):
+        if isinstance(source, DataSet):
+            program.say(str(source.report))
     batches = TaskBatches(
-        experiment.lessons() if name == "vision" else experiment.source("train", config.data.first, config.data.size),
+        phases,
+        fit=None if lessons else experiment.bucket.fit,
         batch=prompts,
         shuffle=config.data.shuffle,
         seed=config.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
+        workers=config.data.workers,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
@@ -152,6 +160,8 @@ def run_stage(
             raise Interrupted(f"saved after step {step} of stage {name}")
     log.close()
     checkpoints.close()
+    for line in batches.bad:
+        program.say(f"{name}: passed over {line}")
     seconds += time.perf_counter() - start
     params = stage.params(state)
     summary = {

@@ -62,7 +62,10 @@ def step_loop() -> tuple[bool, str]:
     steps, tasks = (80, 256) if accelerated() else (2, 8)
     experiment, params = build(config)
     stage = experiment.grpo_stage(params)
-    state, source = stage.start(params), experiment.source("train", config.data.first, steps * config.rollout.prompts)
+    state, source = (
+        stage.start(params),
+        experiment.source("phantom", "train", config.data.first, steps * config.rollout.prompts),
+    )
     warm_up(stage, state, experiment)
     gaps, seconds, warm, compiles = [], [], 0, CompileCount()
     for number in range(1, steps + 1):

@@ -158,7 +158,7 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
         (("--config.model.checkpoint=/nonexistent/model",), ("/nonexistent/model",)),
         (("--config.data.size=0",), ("empty",)),
         (("--config.data.size=1",), ("1 tasks",)),
-        (("--config.data.name=nothing",), ("nothing", "phantom")),
+        (("--config.data.sets=('nothing',)",), ("nothing", "phantom")),
         (("--config.env.rewards.acuracy=1.0",), ("acuracy",)),
         (("--config.stages=('rl',)",), ("rl", "grpo")),
         (("--resume",), ("nothing to resume",)),

@@ -272,13 +272,14 @@ def step(
     return finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width)
 
 
-def task_sources(tasks: Sequence[Task], height: int, width: int) -> Sources:
-    """Numpy Sources of the tasks' native images, one prompt a task, in the bucket (height, width)."""
+def task_sources(tasks: Sequence[Task], height: int, width: int, many: int | None = None) -> Sources:
+    """Numpy Sources of the tasks' native images, one prompt a task, in the bucket (height, width); many: see `stack_sources`."""
     return stack_sources(
         [[image.pixels for image in task.images] for task in tasks],
         [[(image.slope, image.intercept) for image in task.images] for task in tasks],
         height,
         width,
+        many,
     )
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mvg_jax.data.task import Task, Turn
+from mvg_jax.data.task import AnswerType, Task, Turn
 from mvg_jax.tools.spec import MAX_VIEWS, TEXTS, Registry, ToolCall, observation_text
 
 MAX_TURN_CHARS = 4096
@@ -58,7 +58,10 @@ def error_text(code: str, text: str) -> str:
 
 
 def question_text(task: Task) -> str:
-    """What the user asks; untrusted text."""
+    """What the user asks; untrusted text. Options are lettered where the answer is a letter."""
+    if task.answer_type == AnswerType.CHOICE:
+        lines = [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(task.options)]
+        return "\n".join([task.question, *lines, "Answer with the letter."])
     return task.question + ("\nOptions: " + ", ".join(task.options) if task.options else "")
 
 

@@ -106,13 +106,13 @@ class World:
         length = np.zeros(P, np.int32)
         for p, task in enumerate(tasks):
             ids = self.protocol.prompt_ids(task, tools_on)
-            if len(ids) > shapes.prompt_length or len(task.images) != shapes.prompt_images:
+            if len(ids) > shapes.prompt_length or len(task.images) > shapes.prompt_images:
                 raise RunError(
                     f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
-                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length"
+                    f"config.rollout.prompt_length {shapes.prompt_length} and config.data.images {shapes.prompt_images}"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
-        sources = put_rows(task_sources(tasks, *self.image_size))
+        sources = put_rows(task_sources(tasks, *self.image_size, shapes.prompt_images))
         frames = reset(tasks, self.limits).frames
         first = put_rows(jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames))
         return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), tools_on)

@@ -58,15 +58,22 @@ class Sources(NamedTuple):
 
 
 def stack_sources(
-    pixels: Sequence[Sequence[np.ndarray]], rescale: Sequence[Sequence[tuple[float, float]]], height: int, width: int
+    pixels: Sequence[Sequence[np.ndarray]],
+    rescale: Sequence[Sequence[tuple[float, float]]],
+    height: int,
+    width: int,
+    many: int | None = None,
 ) -> Sources:
     """Native images as a Sources of numpy arrays in the bucket (height, width), edges replicated.
 
     pixels: per prompt its images, [h, w] or [h, w, 3], all of one dtype and channel count.
-    rescale: (slope, intercept) of each. Prompts with fewer images than others repeat their first.
-    Raises ValueError for mixed dtypes or channels and for an image larger than the bucket.
+    rescale: (slope, intercept) of each. many: M (by default the most that a prompt has); where there are fewer the first is repeated.
+    Raises ValueError for mixed dtypes or channels, for an image larger than the bucket, and for more than M images.
     """
-    many = max(len(images) for images in pixels)
+    most = max(len(images) for images in pixels)
+    many = most if many is None else many
+    if most > many:
+        raise ValueError(f"{most} images do not fit a bucket of {many}")
     order = [[i if i < len(images) else 0 for i in range(many)] for images in pixels]
     size = [[images[i].shape[:2] for i in row] for images, row in zip(pixels, order, strict=True)]
     kinds = {(image.dtype, image.shape[2:]) for images in pixels for image in images}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.env.protocol import (
     ENGINE_TAGS,
     FORMAT_TEXT,
@@ -18,6 +19,7 @@ from mvg_jax.env.protocol import (
     Turn,
     Vocabulary,
     parse_turn,
+    question_text,
     render_turn,
 )
 from mvg_jax.tools import spec
@@ -336,3 +338,11 @@ def test_wrong_settings_are_refused(tiny):
         Vocabulary(list, str, {"<p>": 0}, pad=0, end_of_turn=0, image=1, image_start=0, image_end=0)
     with pytest.raises(ValueError, match="one character"):
         Vocabulary(list, str, {"<": 0}, pad=0, end_of_turn=0, image=0, image_start=0, image_end=0)
+
+
+def test_options_are_lettered_where_the_answer_is_a_letter():
+    ask = lambda answer_type: question_text(
+        Task("t", "t", "t", (), "Which one?", "B", ("CT", "MRI"), answer_type=answer_type)
+    )
+    assert ask(AnswerType.CHOICE) == "Which one?\nA. CT\nB. MRI\nAnswer with the letter."
+    assert ask(AnswerType.CLOSED) == "Which one?\nOptions: CT, MRI"

@@ -1,0 +1,56 @@
+import pytest
+
+from mvg_jax.data.catalog import Choice, choose, find_root, keep, open_source
+from mvg_jax.data.images import BadImage
+from mvg_jax.data.records import DataSet, ReadReport, Record
+from mvg_jax.data.task import AnswerType
+from mvg_jax.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("phantom", Choice("phantom", "", 1.0)),
+        ("slake:validation", Choice("slake", "validation", 1.0)),
+        ("vqa_rad=0.5", Choice("vqa_rad", "", 0.5)),
+        ("pmc_vqa:train_2=3", Choice("pmc_vqa", "train_2", 3.0)),
+    ],
+)
+def test_how_a_config_names_data_sets(text, choice):
+    assert choose(text) == choice
+
+
+@pytest.mark.parametrize("text", ["nothing", "slake=0", "slake=-1", "slake=nan", "slake=inf", "slake=x", ""])
+def test_what_names_no_data_set_is_refused(text):
+    with pytest.raises(RunError, match="data set"):
+        choose(text)
+
+
+def test_a_data_set_that_is_not_there(tmp_path):
+    with pytest.raises(RunError, match=r"config\.data\.root"):
+        open_source("slake", "train", str(tmp_path), 0, 10)
+    (tmp_path / "slake.zip").touch()
+    assert find_root("slake", str(tmp_path)) == tmp_path / "slake.zip"
+
+
+def test_the_phantom_needs_no_files():
+    assert len(open_source("phantom", "val", "/nonexistent", 3, 5)) == 5
+    with pytest.raises(RunError, match="empty"):
+        open_source("phantom", "val", "/nonexistent", 0, 0)
+
+
+def test_records_that_do_not_fit_are_counted_and_named():
+    record = lambda i: Record(f"r{i}", "d", "train", "kind", (), "?" * i, "yes", AnswerType.YES_NO)
+    report = ReadReport("d train")
+    report.rows = 4
+    data = DataSet("d", "train", tuple(map(record, range(4))), report)
+    kept = keep(data, lambda r: len(r.question) < 2, "too long")
+    assert [r.id for r in kept.records] == ["r0", "r1"]
+    assert "2 kept, 2 dropped" in str(kept.report)
+    assert "r2, r3" in str(kept.report)
+    assert kept[0].question == ""
+    assert len(kept[1:]) == 1
+
+
+def test_a_bad_image_is_no_run_error():
+    assert not issubclass(BadImage, RunError)
