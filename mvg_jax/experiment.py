@@ -5,6 +5,7 @@ import importlib.resources
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,15 @@ from flax import nnx
 
 from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
-from mvg_jax.data import phantom
-from mvg_jax.data.catalog import choose, keep, open_source
+from mvg_jax.data import phantom, volume_expert
+from mvg_jax.data.catalog import choose, find_root, keep, open_source
+from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
+from mvg_jax.data.labelled_volume import VolumeLessons
 from mvg_jax.data.pipeline import Phase, Sound
+from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.data.records import DataSet
-from mvg_jax.data.task import Task
+from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.chat import load_protocol
 from mvg_jax.env.episode import Limits
 from mvg_jax.env.protocol import Protocol
@@ -36,7 +40,7 @@ from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rl.optimizer import make_optimizer
-from mvg_jax.rl.vision import VisionStage
+from mvg_jax.rl.vision import VisionStage, draw_part, draw_view
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import World
 from mvg_jax.tools import ViewFormat, default_registry
@@ -126,8 +130,11 @@ class Experiment:
         ]
 
     def lessons(self):
-        """Random access to labelled images for stage `vision`."""
-        return phantom.PhantomLessons(self.config.data.size)
+        """Random access to labelled images for stage `vision`: of the volumes to train on, or else phantoms."""
+        data = self.config.data
+        if "volume" not in [choose(text).name for text in data.sets]:
+            return phantom.PhantomLessons(data.size)
+        return VolumeLessons(open_volumes(Files(find_root("volume", data.root))), "train")
 
     def held_out(self) -> list[Task]:
         """The evaluation's tasks, ready for the rollout."""
@@ -140,13 +147,14 @@ class Experiment:
         return tasks
 
     def vision_stage(self) -> VisionStage:
-        c = self.config
+        c, lessons = self.config, self.lessons()
         return VisionStage(
             self.graph,
             make_optimizer(c.vision.optimizer, c.vision.steps),
-            len(phantom.CLASSES),
-            tuple(phantom.CLASSES.index(name) for name in phantom.FINDINGS),
-            tuple(phantom.CLASSES.index(name) for name in phantom.PATTERN_LABEL.values()),
+            len(lessons.classes),
+            tuple(lessons.classes.index(name) for name in lessons.findings),
+            tuple(lessons.classes.index(name) for name in lessons.alike),
+            draw_part if isinstance(lessons, VolumeLessons) else draw_view,
             c.vision.views,
             self.view,
             (c.data.image_height, c.data.image_width),
@@ -170,7 +178,7 @@ class Experiment:
             world,
             learner,
             learner_shapes(c.learner, world.shapes, "sft.learner"),
-            phantom.mixture,
+            demonstrate,
             c.mixture,
             c.tools_off,
             c.right_first,
@@ -195,6 +203,11 @@ class Experiment:
             self.config.seed,
             reference,
         )
+
+
+def demonstrate(task: Task, rng: np.random.Generator, weights: Mapping[str, float]) -> tuple[Turn, ...]:
+    """A scripted trajectory of the expert for the task's data set."""
+    return (phantom.mixture if task.dataset == "phantom" else volume_expert.mixture)(task, rng, weights)
 
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:

@@ -58,7 +58,8 @@ Pixels = tuple[int, int, int, int]  # xyxy, pixel edges
 class LabelledVolume:
     """Two NIfTI files on one grid. names: (label, name) pairs; labels of one name and side are one region, others are background.
 
-    view: side in pixels of the square overview that a model is shown. window: shown as black and white (None: 0.5th and 99.5th
+    view: side in pixels of the square overview that a model is shown. kinds: of questions.
+    window: shown as black and white (None: 0.5th and 99.5th
     percentile of the labelled voxels' surroundings). Pickles small; voxels are read when asked for, once a process.
     """
 
@@ -72,6 +73,7 @@ class LabelledVolume:
     unit: str = "grey"
     window: tuple[float, float] | None = None
     view: int = 448
+    kinds: tuple[str, ...] = KINDS
 
     @classmethod
     def open(cls, files: Files, image: str, labels: str, names: str, **about) -> "LabelledVolume":
@@ -401,20 +403,16 @@ def _block(volume: LabelledVolume, plane: str, split: str) -> Iterator[Slice]:
 # ---- tasks -------------------------------------------------------------------------------------------------------------
 
 
-def volume_tasks(
-    volumes: Sequence[LabelledVolume], split: str, kinds: Sequence[str] = KINDS, seed: int = 0, name: str = "volume"
-) -> DataSet:
-    """Tasks about a split's slices, in an order drawn from `seed`. RunError for an unknown kind."""
-    if unknown := set(kinds) - set(KINDS):
-        raise RunError(f"kinds {sorted(unknown)}: use some of {', '.join(KINDS)}")
+def volume_tasks(volumes: Sequence[LabelledVolume], split: str, seed: int = 0, name: str = "volume") -> DataSet:
+    """Tasks about a split's slices, in an order drawn from `seed`."""
     usable = split_slices(volumes, split, seed)
     report = ReadReport(f"{name}/{split}")
     report.notes["a usable slice"] = len(usable)
     report.notes["a region visible in a slice"] = sum(len(one.areas) for one in usable)
     records = []
-    for kind in kinds:
+    for kind in KINDS:
         rng = np.random.default_rng((seed, KINDS.index(kind)))
-        drafts = [draft for one in usable for draft in _MAKERS[kind](one, rng)]
+        drafts = [d for one in usable if kind in one.image.volume.kinds for d in _MAKERS[kind](one, rng)]
         kept = drafts if kind in ("structure", "box") else balanced(drafts, rng)
         report.rows += len(drafts)
         ids = {draft.record.id for draft in kept}
@@ -450,12 +448,16 @@ def balanced(drafts: Sequence[Draft], rng: np.random.Generator) -> list[Draft]:
 
 
 class VolumeLessons:
-    """The usable slices of a split as labelled images, in an order drawn from `seed`: class 0 is unnamed, the others `classes`."""
+    """The usable slices of a split as labelled images, in an order drawn from `seed`. classes: names of the labels, 0 is unnamed.
+    findings: what questions are about, all the others; alike: those that an overview cannot tell apart, none."""
+
+    alike = ()
 
     def __init__(self, volumes: Sequence[LabelledVolume], split: str, seed: int = 0):
         self.classes = ("", *dict.fromkeys(region.name for volume in volumes for region in volume.regions))
         if len(self.classes) > 256:
             raise RunError(f"{len(self.classes) - 1} names of structures; lessons can hold 255")
+        self.findings = self.classes[1:]
         usable = split_slices(volumes, split, seed)
         self._slices = [usable[i] for i in np.random.default_rng(seed).permutation(len(usable))]
 

@@ -3,15 +3,17 @@
     image.nii.gz or image.nii      what is shown
     labels.nii.gz or labels.nii    a whole number a voxel, on the same grid
     names.txt, .csv, .tsv, .json   what the numbers stand for (data.names.read_names); may lie once above all subjects
-    volume.json                    optional: {"modality": "MRI", "unit": "grey" | "HU", "window": [low, high], "view": 448}; likewise
+    volume.json                    optional: {"modality": "MRI", "unit": "grey" | "HU", "window": [low, high], "view": 448,
+                                   "kinds": ["structure", ...]}; likewise
 
-view: side in pixels of the overview a model is shown, which decides which questions need a zoom. The tasks: data.labelled_volume.
+view: side in pixels of the overview a model is shown, which decides which questions need a zoom. kinds: of questions, all if not
+said. The tasks: data.labelled_volume.
 """
 
 import json
 
 from mvg_jax.data.files import Files
-from mvg_jax.data.labelled_volume import SPLITS, LabelledVolume, volume_tasks
+from mvg_jax.data.labelled_volume import KINDS, SPLITS, LabelledVolume, volume_tasks
 from mvg_jax.data.records import DataSet
 from mvg_jax.errors import RunError
 
@@ -70,6 +72,7 @@ def _about(files: Files, name: str) -> dict:
         "modality": lambda v: isinstance(v, str),
         "unit": lambda v: v in ("grey", "HU"),
         "window": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_finite, v)) and v[0] < v[1],
+        "kinds": lambda v: isinstance(v, list) and v and all(kind in KINDS for kind in v),
         "view": lambda v: isinstance(v, int) and not isinstance(v, bool) and 16 <= v <= 8192,
     }
     if not isinstance(about, dict) or set(about) - set(checks):
@@ -79,6 +82,8 @@ def _about(files: Files, name: str) -> dict:
             raise RunError(f"{name}: {key} {value!r} is not right")
     if "window" in about:
         about["window"] = tuple(map(float, about["window"]))
+    if "kinds" in about:
+        about["kinds"] = tuple(about["kinds"])
     return about
 
 
