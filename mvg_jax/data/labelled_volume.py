@@ -40,8 +40,9 @@ SPLITS = ("train", "val", "test")
 VISIBLE_MM2 = 60.0
 SPECK_MM2 = 10.0  # smaller parts are taken for ragged edges when parts are counted
 SLICE_REGIONS = 2
-SMALL = 8.0  # overview pixels
-OPTIONS = 3
+SMALL = 16.0  # overview pixels; a token of most vision towers shows 16 to 32
+OPTIONS, ROUNDS = 3, 3  # of a `structure` question; how often a slice's names are dealt out to such questions
+GRID = 20  # units of 0..1000 in which questions name boxes
 MARGIN = 0.25  # of a part's sides, added around it where a question names a box
 LARGER = 1.5  # ratio of areas from which one is called larger
 IN_QUARTER = 0.8  # share of a region within one quarter of the image
@@ -58,9 +59,8 @@ Pixels = tuple[int, int, int, int]  # xyxy, pixel edges
 class LabelledVolume:
     """Two NIfTI files on one grid. names: (label, name) pairs; labels of one name and side are one region, others are background.
 
-    view: side in pixels of the square overview that a model is shown. kinds: of questions.
-    window: shown as black and white (None: 0.5th and 99.5th
-    percentile of the labelled voxels' surroundings). Pickles small; voxels are read when asked for, once a process.
+    view: side in pixels of the square overview that a model is shown. kinds: of questions. window: shown as black and
+    white (None: 0.5th and 99.5th percentile of the volume). Pickles small; voxels are read when asked for, once a process.
     """
 
     files: Files = dataclasses.field(compare=False)
@@ -338,11 +338,11 @@ def _read_slice(image: SliceImage) -> Slice | None:
 
 
 def _asked(where: Slice, structures: np.ndarray, number: int, box: Pixels) -> tuple[int, int, int, int] | None:
-    """The box with its margin in whole units; None unless it holds more of its own structure than of any other."""
+    """The box with its margin, on the grid; None unless it holds more of its own structure than of any other."""
     x1, y1, x2, y2 = where.units(box)
     dx, dy = MARGIN * (x2 - x1), MARGIN * (y2 - y1)
-    low = (math.floor(max(v, 0)) for v in (x1 - dx, y1 - dy))
-    high = (math.ceil(min(v, 1000)) for v in (x2 + dx, y2 + dy))
+    low = (GRID * math.floor(max(v, 0) / GRID) for v in (x1 - dx, y1 - dy))
+    high = (GRID * math.ceil(min(v, 1000) / GRID) for v in (x2 + dx, y2 + dy))
     asked = (*low, *high)
     sides = (where.width, where.height) * 2
     left, top, right, bottom = (round(v * side / 1000) for v, side in zip(asked, sides, strict=True))
@@ -505,17 +505,17 @@ def _structure(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
     for part in one.parts:
         if part.asked:
             parts[part.region.name].append(part)
-    names = [str(name) for name in rng.permutation(sorted(parts))]
-    for first in range(0, len(names) - OPTIONS + 1, OPTIONS):
-        some = names[first : first + OPTIONS]
-        for name in some:
-            part = parts[name][rng.integers(len(parts[name]))]
-            chain = () if one.readable(part.box) else (zoom_call(part.asked),)
-            question = f"Which structure is in {box_text(part.asked)}?"
-            record = _record(
-                one, "structure", part.region.full, question, name, [part], options=tuple(some), chain=chain
-            )
-            yield Draft((), record)
+    for round_ in range(ROUNDS):
+        names = [str(name) for name in rng.permutation(sorted(parts))]
+        for first in range(0, len(names) - OPTIONS + 1, OPTIONS):
+            options = tuple(names[first : first + OPTIONS])
+            for name in options:
+                part = parts[name][rng.integers(len(parts[name]))]
+                chain = () if one.readable(part.box) else (zoom_call(part.asked),)
+                question = f"Which structure is in {box_text(part.asked)}?"
+                what = f"{part.region.full}-{round_}"
+                record = _record(one, "structure", what, question, name, [part], options=options, chain=chain)
+                yield Draft((), record)
 
 
 def _presence(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
