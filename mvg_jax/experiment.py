@@ -154,12 +154,12 @@ class Experiment:
             len(lessons.classes),
             tuple(lessons.classes.index(name) for name in lessons.findings),
             tuple(lessons.classes.index(name) for name in lessons.alike),
-            draw_part if isinstance(lessons, VolumeLessons) else draw_view,
             c.vision.views,
             self.view,
             (c.data.image_height, c.data.image_width),
             c.vision.steps,
             c.seed,
+            draw_part if isinstance(lessons, VolumeLessons) else draw_view,
         )
 
     def sft_stage(self) -> SFTStage:

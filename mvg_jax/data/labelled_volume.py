@@ -7,8 +7,8 @@ spacing is not, the coarser axis is resampled (image linearly, labels by nearest
     region      what one name (and side) labels in a slice; it is visible from VISIBLE_MM2 on
     slice       usable if SLICE_REGIONS regions or more are visible
     part        a connected part of a region
-    needs tool  rule: a question about a part whose box is narrower than SMALL pixels of the overview needs a zoom on the box that it
-                names; all other questions ask only about parts at least that wide, and need none
+    needs tool  rule: `structure` asked of a part whose box is narrower than SMALL pixels of the overview needs a zoom on the box that
+                it names. The other kinds need none: the place of its box tells the side, and the rest are asked only of wider parts
 
 Texts do not give answers away: options of `structure` are names in the same slice, each of which is asked for with its own box, and
 the other kinds hold as many tasks of each answer as of any other for one plane and wording (`box` has no answers to balance).
@@ -541,7 +541,7 @@ def _presence(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
 def _side(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
     """On which side of the patient a box is; a sagittal slice does not tell."""
     for part in one.parts if one.image.plane != "sagittal" else ():
-        if part.asked and part.region.side and one.readable(part.box):
+        if part.asked and part.region.side:
             name = part.region.name
             question = f"On which side of the patient is the {name} in {box_text(part.asked)}?"
             record = _record(

@@ -61,12 +61,12 @@ class VisionStage:
     classes: int
     findings: tuple[int, ...]
     alike: tuple[int, ...]
-    draw: Callable[[LabelledImage, np.random.Generator, int, float], Frame]
     views: int
     view: ViewFormat
     image_size: tuple[int, int]
     steps: int
     seed: int
+    draw: Callable[[LabelledImage, np.random.Generator, int, float], Frame]
 
     def start(self, params: nnx.State) -> VisionState:
         wide = nnx.merge(self.graph, params).config.text.hidden_size
