@@ -166,7 +166,7 @@ class Vision:
 class SFT:
     """Stage `sft`: imitation of scripted trajectories. mixture: decision -> weight (see data.phantom.expert);
     tools_off: share of batches whose prompt offers no tools and whose answers are direct; right_first: steps at the beginning
-    that imitate right trajectories only."""
+    that imitate right trajectories only. pack_length: tokens of a row that several trajectories share (0: none do)."""
 
     steps: int = 0
     prompts: int = 16
@@ -174,6 +174,7 @@ class SFT:
     mixture: dict[str, float] = dataclasses.field(default_factory=lambda: {"right": 1.0})
     tools_off: float = 0.1
     right_first: int = 0
+    pack_length: int = 0
     optimizer: Optimizer = Optimizer()
     learner: Learner = Learner()
 

@@ -35,11 +35,12 @@ from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.lora import add_lora, merge_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
 from mvg_jax.rl.grpo import GRPOStage
-from mvg_jax.rl.imitation import SFTStage
+from mvg_jax.rl.imitation import Scripted, SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rl.optimizer import make_optimizer
+from mvg_jax.rl.packing import PackShapes, pack_shapes
 from mvg_jax.rl.vision import VisionStage, draw_part, draw_view
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import World
@@ -174,16 +175,22 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
         )
-        return SFTStage(
-            world,
-            learner,
-            learner_shapes(c.learner, world.shapes, "sft.learner"),
-            demonstrate,
-            c.mixture,
-            c.tools_off,
-            c.right_first,
-            self.config.seed,
-        )
+        teach = Scripted(demonstrate, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
+        shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
+        return SFTStage(world, learner, shapes, teach, self.pack_shapes(world.shapes))
+
+    def pack_shapes(self, rollout: Shapes) -> PackShapes | None:
+        """Shapes of packed demonstrations, None where they are not packed. RunError when a row may not hold one."""
+        c = self.config.sft
+        if not c.pack_length:
+            return None
+        if c.pack_length < rollout.prompt_length + rollout.suffix_length:
+            raise RunError(
+                f"config.sft.pack_length {c.pack_length}: a trajectory may need prompt_length + suffix_length = "
+                f"{rollout.prompt_length + rollout.suffix_length} of config.rollout"
+            )
+        views = rollout.prompt_images + rollout.views
+        return pack_shapes(c.learner.microbatches, c.pack_length, rollout.rows, self.protocol.tokens_per_image, views)
 
     def grpo_stage(self, params: nnx.State) -> GRPOStage:
         c, r = self.config.grpo, self.config.rollout

@@ -84,11 +84,20 @@ class Trajectories:
         return self.origin_BxL == MODEL
 
     @property
+    def prompt_positions_PxL(self) -> np.ndarray:
+        """Rotary positions [P, L] or [P, L, 3] of the prompts' tokens."""
+        return self._prompt_positions()[0].astype(np.int32)
+
+    def _prompt_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those, and the position after each prompt [P]."""
+        rule = self.image_token_id, self.position_grids
+        return token_positions(self.prompts_PxL, self.prompt_length_P, np.zeros_like(self.prompt_length_P), *rule)
+
+    @property
     def positions_BxL(self) -> np.ndarray:
         """Rotary positions [B, L] or [B, L, 3] of the suffix tokens: they go on where the row's own prompt ends."""
         rule = self.image_token_id, self.position_grids
-        _, next_P = token_positions(self.prompts_PxL, self.prompt_length_P, np.zeros_like(self.prompt_length_P), *rule)
-        start_B = np.repeat(next_P, self.group_size)
+        start_B = np.repeat(self._prompt_positions()[1], self.group_size)
         return token_positions(self.tokens_BxL, self.length_B, start_B, *rule)[0].astype(np.int32)
 
     @property

@@ -2,7 +2,7 @@
 
     episodes = reset(tasks, limits)
     until every row has stopped:
-        plan = plan_step(registry, episodes, turns)         host: parsed turns -> calls as arrays, errors, stops
+        plan = plan_step(offered_B, episodes, turns)        host: parsed turns -> calls as arrays, errors, stops
         result = apply_tools(..., plan.frames, plan.args)   device: one program for all rows, those with no call masked
         episodes, step = finish_step(protocol, plan, ...)   host: counts, codes and frames -> observation tokens
 
@@ -166,13 +166,14 @@ def reset(tasks: Sequence[Task], limits: Limits) -> Episodes:
 
 
 def plan_step(
-    registry: Registry,
+    offered_B: Sequence[Registry],
     episodes: Episodes,
     turns: Sequence[Turn | Malformed | None],
     outside_B: np.ndarray | None = None,
 ) -> Plan:
     """Judges one turn a row on the host. Rows that have stopped are left alone, whatever their turn.
 
+    offered_B: the tools that each row may call.
     outside_B: int32 [B], MAX_TOKENS or VOID in rows whose turn was cut off (turn None), RUNNING elsewhere.
     """
     if outside_B is None:
@@ -180,11 +181,11 @@ def plan_step(
     stop_B = episodes.stop_B.copy()
     args, errors = [], []
     for b, (turn, outside) in enumerate(zip(turns, outside_B, strict=True)):
-        row_args, error = registry.no_call(), None
+        row_args, error = offered_B[b].no_call(), None
         if stop_B[b] == Stop.RUNNING:
             if (turn is None) != (outside in OUTSIDE_STOPS):
                 raise ValueError(f"row {b}: turn {turn} with outside stop {Stop(outside).name}")
-            stop_B[b], row_args, error = _judge(registry, episodes, b, turn, Stop(outside))
+            stop_B[b], row_args, error = _judge(offered_B[b], episodes, b, turn, Stop(outside))
         args.append(row_args)
         errors.append(error)
     return Plan(episodes, tuple(turns), stop_B, _stack(args), tuple(errors))
@@ -266,7 +267,7 @@ def step(
 ) -> tuple[Episodes, StepResult]:
     """One whole step from the turns' texts ("" in stopped rows). act: apply_tools, bound to the rows' sources."""
     turns = [parse_turn(text) if running else None for text, running in zip(texts, episodes.running_B, strict=True)]
-    plan = plan_step(protocol.registry, episodes, turns)
+    plan = plan_step([protocol.registry] * len(turns), episodes, turns)
     result = act(plan.frames, plan.args)
     frames, count, code = jax.device_get((result.frames, result.count, result.code))
     return finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width)

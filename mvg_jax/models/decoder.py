@@ -6,6 +6,7 @@ A row's context is [prompt shared by its group | its own suffix]. The four uses 
     extend    prefix=pool    cache=suffix   new tokens are written at each row's own length, then attended to
     decode    the same with one token
     learner   prefix=pool    cache=None     the whole suffix at once, causal, with gradients
+    packed    prefix=None    cache=None     several conversations in a row, each from its own first token on
 """
 
 from typing import NamedTuple
@@ -84,7 +85,7 @@ class Attention(nnx.Module):
         self.q_norm = nnx.RMSNorm(C, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None
         self.k_norm = nnx.RMSNorm(C, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None
 
-    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT):
+    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT, first_BxT):
         """prefix: (keys, values, length) of this layer or None. cache: (keys, values) or None. -> (out, keys, values)."""
         B, T, _ = x_BxTxD.shape
         H, K, C = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
@@ -105,14 +106,18 @@ class Attention(nnx.Module):
             k, v = by_shard(_write)(cache[0], k, slot_BxT), by_shard(_write)(cache[1], v, slot_BxT)
             last_BxT = slot_BxT
 
-        def attend(q_BxTxHxC, last_BxT):
-            """last_BxT: the last key that each query sees."""
-            parts = [partial_attention(q_BxTxHxC, k, v, jnp.arange(k.shape[1])[None, None, :] <= last_BxT[:, :, None])]
+        def attend(q_BxTxHxC, last_BxT, *first_BxT):
+            """last_BxT, first_BxT: the last and, where they are not all there, the first key that each query sees."""
+            key_S = jnp.arange(k.shape[1])[None, None, :]
+            seen_BxTxS = key_S <= last_BxT[:, :, None]
+            for first in first_BxT:
+                seen_BxTxS &= key_S >= first[:, :, None]
+            parts = [partial_attention(q_BxTxHxC, k, v, seen_BxTxS)]
             if prefix is not None:
                 parts.append(prefix_attention(q_BxTxHxC, *prefix))
             return merge_attention(parts).astype(x_BxTxD.dtype)
 
-        out = by_positions(attend, QUERIES, q, last_BxT)
+        out = by_positions(attend, QUERIES, q, last_BxT, *(() if first_BxT is None else (first_BxT,)))
         return self.o_proj(out.reshape(B, T, H * C)), k, v
 
 
@@ -127,8 +132,8 @@ class Layer(nnx.Module):
         self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
         self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
 
-    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT):
-        out, k, v = self.self_attn(self.input_layernorm(x_BxTxD), sin, cos, prefix, cache, slot_BxT)
+    def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT, first_BxT):
+        out, k, v = self.self_attn(self.input_layernorm(x_BxTxD), sin, cos, prefix, cache, slot_BxT, first_BxT)
         x_BxTxD = x_BxTxD + out
         y = self.post_attention_layernorm(x_BxTxD)
         return x_BxTxD + self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(y)) * self.up_proj(y)), k, v
@@ -158,13 +163,15 @@ class Decoder(nnx.Module):
         prefix: Prefix | None = None,
         cache: Suffix | None = None,
         count_B: jax.Array | None = None,
+        first_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, Suffix]:
         """Runs the layers over new embeddings.
 
         x_BxTxW: embeddings; W = (1 + n) * D with DeepStack: the embedding, then what is added after each of the first n layers.
         positions: int32 rotary positions [B, T], or [B, T, 3] in time, height and width (M-RoPE).
         count_B: how many of the T tokens of each row are real (the rest are padding on the right; with a cache they are
-        not written). Returns hidden states [B, T, D] after the last norm and the suffix that now holds the new tokens.
+        not written). first_BxT: int32, where each token's own conversation begins in its row; None: at 0.
+        Returns hidden states [B, T, D] after the last norm and the suffix that now holds the new tokens.
         """
         B, T, W = x_BxTxW.shape
         x_BxTxD, *deep = jnp.split(x_BxTxW, W // self.config.hidden_size, axis=-1)
@@ -182,7 +189,9 @@ class Decoder(nnx.Module):
         for i, layer in enumerate(self.layers):
             layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
-            x_BxTxD, k, v = run_layer(self.remat, layer, x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT)
+            x_BxTxD, k, v = run_layer(
+                self.remat, layer, x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT, first_BxT
+            )
             if i < len(deep):
                 x_BxTxD = x_BxTxD + deep[i]
             x_BxTxD = constrain(x_BxTxD, "batch")

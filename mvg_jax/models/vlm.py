@@ -60,9 +60,10 @@ class VisionLanguageModel(nnx.Module):
         prefix: Prefix | None = None,
         cache: Suffix | None = None,
         count_B: jax.Array | None = None,
+        first_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, Suffix]:
         """The decoder's forward pass; see `Decoder.__call__`."""
-        return self.language_model(x_BxTxW, positions, prefix=prefix, cache=cache, count_B=count_B)
+        return self.language_model(x_BxTxW, positions, prefix=prefix, cache=cache, count_B=count_B, first_BxT=first_BxT)
 
     def prefill(
         self, tokens_PxL: jax.Array, length_P: jax.Array, features_PxNxExW: jax.Array

@@ -21,8 +21,9 @@ from mvg_jax.mesh import abstract, agree, constrain, local_shards, put_rows, sha
 from mvg_jax.models.axes import constrain_parameters, place
 from mvg_jax.models.lora import is_adapter
 from mvg_jax.rl.advantages import group_advantages
-from mvg_jax.rl.logprobs import Forward, cast, token_logprobs
+from mvg_jax.rl.logprobs import Forward, TokenLogprobs, cast, token_logprobs
 from mvg_jax.rl.objective import Objective, policy_loss
+from mvg_jax.rl.packing import KINDS, Packed
 from mvg_jax.rollout.engine import Shapes, bucket
 from mvg_jax.trajectory import Trajectories
 
@@ -158,6 +159,7 @@ class Learner:
             donate_argnames=("learned", "opt_state", "step"),
         )
         self.score = jax.jit(functools.partial(_score, graph, banned_V, forward))
+        self.imitation_sums = jax.jit(functools.partial(_imitation_sums, graph, banned_V, forward))
 
     def init(self, params: nnx.State) -> TrainState:
         names = {str(part) for path, _ in nnx.to_flat_state(params) for part in path}
@@ -168,7 +170,7 @@ class Learner:
             raise RunError("nothing is left to train: see learner.freeze and model.lora.targets of the config")
         return place(TrainState(learned, frozen, self.optimizer.init(learned), jnp.int32(0)))
 
-    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+    def update(self, state: TrainState, batch: Batch | Packed) -> tuple[TrainState, dict]:
         """One optimiser step. `state` is used up, but for its frozen weights."""
         new, metrics = self._update(**state._asdict(), batch=batch)
         return state._replace(**new), metrics
@@ -214,27 +216,54 @@ class Learner:
         return lowered
 
 
-def _policy_terms(objective, advantage_scale, micro: Batch, logprob):
+def _policy_terms(objective, advantage_scale, micro: Batch, found: TokenLogprobs):
     advantage = group_advantages(micro.reward, advantage_scale).reshape(-1)
-    return policy_loss(objective, logprob, micro.behaviour, micro.reference, advantage, micro.mask)
+    return policy_loss(objective, found.logprob, micro.behaviour, micro.reference, advantage, micro.mask)
 
 
-def _imitation_terms(micro: Batch, logprob):
+def _imitation_terms(micro: Batch | Packed, found: TokenLogprobs):
     """Cross-entropy of the demonstrated tokens. Every row weighs by its tokens."""
-    return -logprob.sum(), {}
+    sums = _sums_by_kind(micro, found) if isinstance(micro, Packed) else {}
+    return -found.logprob.sum(), jax.lax.stop_gradient(sums)
+
+
+def _sums_by_kind(micro: Packed, found: TokenLogprobs) -> dict[str, jax.Array]:
+    """Over the targets whose turn is of each kind: sums of loss and hits, and their number."""
+    sums = {}
+    for index, kind in enumerate(KINDS):
+        chosen = (micro.mask & (micro.kind == index)).astype(jnp.float32)
+        sums |= {
+            f"loss/{kind}": -(found.logprob * chosen).sum(),
+            f"token_accuracy/{kind}": (found.likeliest * chosen).sum(),
+            f"tokens/{kind}": chosen.sum(),
+        }
+    return sums
+
+
+def _imitation_sums(graph, banned_V, forward, params, batch: Packed) -> dict[str, jax.Array]:
+    """Sums over a packed batch: loss, token_accuracy, tokens, and each by kind of turn."""
+    params = cast(params, forward.compute_dtype)
+
+    def of(micro: Packed):
+        found = token_logprobs(graph, params, micro, banned_V, forward)
+        total = {"loss": -found.logprob.sum(), "token_accuracy": found.likeliest.sum(), "tokens": micro.mask.sum()}
+        return total | _sums_by_kind(micro, found)
+
+    return jax.tree.map(lambda x: x.sum(), jax.lax.map(of, batch))
 
 
 def _update(
-    graph, optimizer, terms, banned_V, forward, learned, frozen, opt_state, step, batch: Batch
+    graph, optimizer, terms, banned_V, forward, learned, frozen, opt_state, step, batch: Batch | Packed
 ) -> tuple[dict, dict]:
     frozen = cast(frozen, forward.compute_dtype)  # once, not for every microbatch
     tokens = jnp.maximum(batch.mask.sum(), 1).astype(jnp.float32)
 
-    def micro_loss(learned, frozen, micro: Batch):
-        logprob, entropy, likeliest = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V, forward)
-        loss, sums = terms(micro, logprob)
-        gap = jnp.abs(jnp.where(micro.mask, logprob - micro.behaviour, 0.0)).max()
-        sums |= {"entropy": entropy.sum(), "token_accuracy": likeliest.sum()}
+    def micro_loss(learned, frozen, micro: Batch | Packed):
+        found = token_logprobs(graph, nnx.merge_state(learned, frozen), micro, banned_V, forward)
+        loss, sums = terms(micro, found)
+        behaviour = 0.0 if isinstance(micro, Packed) else micro.behaviour
+        gap = jnp.abs(jnp.where(micro.mask, found.logprob - behaviour, 0.0)).max()
+        sums |= {"entropy": found.entropy.sum(), "token_accuracy": found.likeliest.sum()}
         return loss / tokens, {"gap": gap, "sums": sums}
 
     def accumulate(carry, micro):
@@ -249,7 +278,10 @@ def _update(
     updates, opt_state = optimizer.update(gradient, opt_state, learned)
     new = {"learned": optax.apply_updates(learned, updates), "opt_state": opt_state, "step": step + 1}
     new = constrain_parameters(new)
-    metrics = {name: value.sum() / tokens for name, value in aux["sums"].items()}
+    sums = {name: value.sum() for name, value in aux["sums"].items()}
+    metrics = {
+        name: value / _count(sums, name, tokens) for name, value in sums.items() if not name.startswith("tokens")
+    }
     metrics |= {
         "loss": loss,
         "gradient_norm": optax.tree.norm(gradient),
@@ -257,6 +289,11 @@ def _update(
         "tokens": tokens,
     }
     return new, metrics
+
+
+def _count(sums: dict, name: str, tokens: jax.Array) -> jax.Array:
+    """How many tokens a sum of this name is over: those of its kind of turn, or all."""
+    return jnp.maximum(sums.get(f"tokens/{name.rpartition('/')[2]}", tokens), 1)
 
 
 def _score(graph, banned_V, forward, params, batch: Batch) -> jax.Array:

@@ -14,6 +14,7 @@ from flax import nnx
 from mvg_jax.mesh import by_shard, constrain
 from mvg_jax.models.layers import by_positions
 from mvg_jax.models.vlm import VisionLanguageModel
+from mvg_jax.rl.packing import Packed
 from mvg_jax.rollout.engine import last_of
 from mvg_jax.rollout.sampling import policy_logits
 
@@ -31,7 +32,8 @@ class Forward(NamedTuple):
 
 
 class TokenLogprobs(NamedTuple):
-    """Each [b, L] float32, 0 outside of the mask; only the log-prob carries a gradient. likeliest: 1 if no token is likelier."""
+    """Each [b, L] (of packed rows [r, K]) float32, 0 outside of the mask; only the log-prob carries a gradient.
+    likeliest: 1 if no token is likelier."""
 
     logprob: jax.Array
     entropy: jax.Array
@@ -41,13 +43,18 @@ class TokenLogprobs(NamedTuple):
 def token_logprobs(
     graph: nnx.GraphDef, params: nnx.State, micro, banned_V: jax.Array, forward: Forward
 ) -> TokenLogprobs:
-    """Of the suffix tokens of a microbatch (a `learner.Batch` without its first axis)."""
+    """Of the suffix tokens [b, L] of a microbatch (a `learner.Batch` without its first axis), or of the targets [r, K] of a
+    `Packed` one, which are demonstrated and not drawn: at temperature 1."""
     model = nnx.merge(graph, cast(params, forward.compute_dtype))
     if forward.remat:
         model.set_attributes(remat=True)
-    before_bxLxD = _states_before(model, micro)
-    score = functools.partial(_score, model, micro.temperature, banned_V)
-    columns = by_positions(score, forward.logit_positions, before_bxLxD, micro.tokens)
+    if isinstance(micro, Packed):
+        before, tokens = _states_before_targets(model, micro)
+        temperature = jnp.ones(len(tokens), jnp.float32)
+    else:
+        before, tokens, temperature = _states_before(model, micro), micro.tokens, micro.temperature
+    score = functools.partial(_score, model, temperature, banned_V)
+    columns = by_positions(score, forward.logit_positions, before, tokens)
     return TokenLogprobs(*(jnp.where(micro.mask, x, 0.0) for x in columns))
 
 
@@ -72,6 +79,19 @@ def _states_before(model: VisionLanguageModel, micro) -> jax.Array:
     x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     return jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)
+
+
+def _states_before_targets(model: VisionLanguageModel, micro: Packed) -> tuple[jax.Array, jax.Array]:
+    """The hidden states [r, K, D] before the targets of packed rows, and the targets' ids [r, K]."""
+    features = constrain(model.encode_images(micro.views), "batch")
+    x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(features, micro.view_index))
+    hidden, _ = model.decode(x, micro.positions, first_BxT=micro.first)
+
+    def take(hidden_rxLxD, tokens_rxL, target_rxK):
+        before = jnp.take_along_axis(hidden_rxLxD, jnp.maximum(target_rxK - 1, 0)[..., None], axis=1)
+        return before, jnp.take_along_axis(tokens_rxL, target_rxK, axis=1)
+
+    return by_shard(take)(hidden, micro.tokens, micro.target)
 
 
 def _score(

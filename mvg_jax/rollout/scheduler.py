@@ -58,14 +58,14 @@ class Phases:
 
 class Prompts(NamedTuple):
     """P prompts ready to roll out. tokens [P, L] int32 and length [P] on the host; native images and first views
-    [P, N0, H, W, 3] uint8 on the device. tools_on: whether tools are offered; if not, every call is an unknown tool."""
+    [P, N0, H, W, 3] uint8 on the device. tools_on: whether each offers tools; where not, every call is an unknown tool."""
 
     tasks: tuple[Task, ...]
     tokens: np.ndarray
     length: np.ndarray
     sources: Sources
     views: jax.Array
-    tools_on: bool
+    tools_on: tuple[bool, ...]
 
 
 class Policy(typing.Protocol):
@@ -96,26 +96,28 @@ class World:
     image_size: tuple[int, int]
     position_grids: np.ndarray | None = None
 
-    def prepare(self, tasks: Sequence[Task], tools_on: bool) -> Prompts:
-        """Prompt tokens and first views of this process's P tasks. RunError when they do not fit the shapes."""
+    def prepare(self, tasks: Sequence[Task], tools_on: bool | Sequence[bool]) -> Prompts:
+        """Prompt tokens and first views of this process's P tasks. tools_on: of all, or of each. RunError when they do not fit
+        the shapes."""
         shapes = self.shapes
         P = shapes.prompts // jax.process_count()
         if len(tasks) != P:
             raise ValueError(f"{len(tasks)} tasks for {P} prompts")
         tokens = np.full((P, shapes.prompt_length), self.protocol.vocabulary.pad, np.int32)
         length = np.zeros(P, np.int32)
-        for p, task in enumerate(tasks):
-            ids = self.protocol.prompt_ids(task, tools_on)
+        offered = (tools_on,) * P if isinstance(tools_on, bool) else tuple(tools_on)
+        for p, (task, on) in enumerate(zip(tasks, offered, strict=True)):
+            ids = self.protocol.prompt_ids(task, on)
             if len(ids) > shapes.prompt_length or len(task.images) > shapes.prompt_images:
                 raise RunError(
                     f"task {task.id}: {len(ids)} prompt tokens and {len(task.images)} images do not fit "
-                    f"config.rollout.prompt_length {shapes.prompt_length} and config.data.images {shapes.prompt_images}"
+                    f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length or config.data.images"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
         sources = put_rows(task_sources(tasks, *self.image_size, shapes.prompt_images))
         frames = reset(tasks, self.limits).frames
         first = put_rows(jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames))
-        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), tools_on)
+        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), offered)
 
 
 @functools.partial(jax.jit, static_argnames="view")
@@ -147,7 +149,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
         protocol.tokens_per_image,
         world.position_grids,
     )
-    offered = protocol.registry if prompts.tools_on else Registry(())
+    offered_B = [protocol.registry if on else Registry(()) for on in prompts.tools_on for _ in range(G)]
     source_row_B = put_rows(np.tile(np.repeat(np.arange(P // local_shards(), dtype=np.int32), G), local_shards()))
     policy.begin(prompts, phases)
     pending_views = []
@@ -162,7 +164,7 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
             ]
             turns = [None if text is None else parse_turn(text) for text in texts]
             cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
-            plan = plan_step(offered, episodes, turns, cut_off_B)
+            plan = plan_step(offered_B, episodes, turns, cut_off_B)
         with phases("tools") as work:
             frames, args = put_rows((plan.frames, plan.args))
             result = apply_tools(protocol.registry, prompts.sources, source_row_B, frames, args, world.view)

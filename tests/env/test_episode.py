@@ -133,7 +133,7 @@ def test_step_leaves_its_input_alone_and_stopped_rows_as_they_are(protocol, tiny
 
 def one_step(protocol, tiny, turns, outside=None, room=None, width=None):
     tasks = [tiny.task(i) for i in range(len(turns))]
-    plan = plan_step(tiny.registry, reset(tasks, LIMITS), turns, outside)
+    plan = plan_step([tiny.registry] * len(turns), reset(tasks, LIMITS), turns, outside)
     result = jax.device_get(tiny.act(tasks)(plan.frames, plan.args))
     return finish_step(protocol, plan, result, width if width is not None else tiny.width, room)
 

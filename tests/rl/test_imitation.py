@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from mvg_jax.rl.imitation import SFTStage
+from mvg_jax.rl.imitation import Scripted, SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
 from tests import tiny_world
@@ -31,22 +31,14 @@ def learner() -> Learner:
 
 def make_stage(learner: Learner, tools_off: float, right_first: int = 0, seed: int = 0) -> SFTStage:
     shapes = LearnerShapes(microbatches=1, suffix_lengths=(64,), view_batches=(8,))
-    return SFTStage(
-        world=tiny_world.world(2),
-        learner=learner,
-        shapes=shapes,
-        demonstrate=Expert(),
-        mixture=MIXTURE,
-        tools_off=tools_off,
-        right_first=right_first,
-        seed=seed,
-    )
+    teach = Scripted(Expert(), MIXTURE, tools_off=tools_off, right_first=right_first, group=2, seed=seed)
+    return SFTStage(world=tiny_world.world(2), learner=learner, shapes=shapes, teach=teach)
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_demonstration(learner):
     stage = make_stage(learner, tools_off=1.0)
     _, metrics = stage.step(stage.start(tiny_world.own_params()), 1, TASKS)
-    assert stage.demonstrate.told == [{"direct": 1.0}] * 4
+    assert stage.teach.demonstrate.told == [{"direct": 1.0}] * 4
     world = tiny_world.world(2)
     policy = ScriptedPolicy(tiny_world.PROTOCOL, [[ANSWER]] * 4, 24)
     t, _ = rollout(world, policy, world.prepare(TASKS, tools_on=False), Phases())
@@ -61,7 +53,7 @@ def test_demonstrations_are_learnt(learner):
     for number in range(1, 31):
         state, metrics = stage.step(state, number, TASKS)
         losses.append(float(metrics["loss"]))
-    assert stage.demonstrate.told == [MIXTURE] * 4 * 30
+    assert stage.teach.demonstrate.told == [MIXTURE] * 4 * 30
     assert losses[0] > 6  # about log V
     assert losses[-1] < 1
     assert metrics["token_accuracy"] > 0.8
@@ -88,7 +80,7 @@ def test_tools_are_off_in_their_share_of_steps(learner):
     state = stage.start(tiny_world.own_params())
     for number in range(1, 61):
         state, _ = stage.step(state, number, TASKS)
-    off = np.mean([told == {"direct": 1.0} for told in stage.demonstrate.told])
+    off = np.mean([told == {"direct": 1.0} for told in stage.teach.demonstrate.told])
     assert 0.15 < off < 0.45
 
 
@@ -97,4 +89,4 @@ def test_right_trajectories_come_first(learner):
     state = stage.start(tiny_world.own_params())
     for number in range(1, 5):
         state, _ = stage.step(state, number, TASKS)
-    assert stage.demonstrate.told == [{"right": 1.0}] * 8 + [{"direct": 1.0}] * 8
+    assert stage.teach.demonstrate.told == [{"right": 1.0}] * 8 + [{"direct": 1.0}] * 8
