@@ -50,6 +50,7 @@ RARE = 0.25  # a third answer, and further ones, are asked for if they are at le
 # Split by position: blocks of neighbouring slices, in mm, with a gap on either side of what is held out.
 TRAIN_MM, HELD_OUT_MM, GAP_MM = 16.0, 6.0, 2.0
 SUBJECTS = 3  # from this many volumes on, the split is by subject
+OFF_GRID = 0.1  # of a voxel, that affines of one grid may differ by at its farthest corner
 MAX_BYTES, MAX_VOXELS = 4 << 30, 1 << 30
 
 Pixels = tuple[int, int, int, int]  # xyxy, pixel edges
@@ -126,21 +127,20 @@ def voxels(volume: LabelledVolume) -> Voxels:
     labels, labels_affine = _read_nifti(volume.files, volume.labels)
     if image.shape != labels.shape:
         raise RunError(f"{volume.labels}: shape {labels.shape}, but {volume.image} has {image.shape}")
-    # Half a percent of a voxel, over the whole grid: what headers lose in single precision, and less than matters.
-    reach = np.array([*image.shape, 1.0])
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs((affine - labels_affine) * reach).max() > 0.005 * spacing.min() * max(image.shape):
+    spacing = _spacing(affine)
+    apart = (np.abs(affine - labels_affine)[:3] @ np.array([*image.shape, 1.0])).max()  # mm, at the farthest corner
+    if apart > OFF_GRID * min(spacing):
         raise RunError(f"{volume.labels}: its affine is not that of {volume.image}; both must lie on one grid")
     if (labels != np.rint(labels)).any() or labels.min() < 0:
         raise RunError(f"{volume.labels}: labels must be whole numbers from 0 on")
-    labels = labels.astype(np.int64)
     number = {name: i + 1 for i, name in enumerate(volume.regions)}
-    table = np.zeros(max(int(labels.max()), *(label for label, _ in volume.names)) + 1, np.uint16)
-    for label, name in volume.names:
-        table[label] = number[name]
+    known = np.array([label for label, _ in volume.names])  # in order
+    at = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    numbers = np.array([number[name] for _, name in volume.names], np.uint16)
+    regions = np.where(known[at] == labels, numbers[at], np.uint16(0))
     grey, slope, intercept = _grey(image)
     window = volume.window or _window(image)
-    return Voxels(grey, table[labels], tuple(map(float, spacing)), slope, intercept, window)
+    return Voxels(grey, regions, spacing, slope, intercept, window)
 
 
 def _read_nifti(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +164,7 @@ def _read_nifti(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # nibabel raises whatever comes over it on hostile bytes
         raise RunError(f"{name} is no readable NIfTI file: {type(error).__name__}: {error}") from error
-    if values.dtype.kind not in "iuf" or not np.isfinite(nifti.affine).all() or not _spaced(nifti.affine):
+    if values.dtype.kind not in "iuf" or not np.isfinite(nifti.affine).all() or min(_spacing(nifti.affine)) < 1e-6:
         raise RunError(
             f"{name}: needs real values and voxels of some size, has {values.dtype} and affine {nifti.affine.tolist()}"
         )
@@ -176,8 +176,9 @@ def _read_nifti(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
     return values, nifti.affine
 
 
-def _spaced(affine: np.ndarray) -> bool:
-    return bool((np.linalg.norm(affine[:3, :3], axis=0) > 1e-6).all())
+def _spacing(affine: np.ndarray) -> tuple[float, float, float]:
+    """mm along each axis of the array."""
+    return tuple(float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
 
 
 def _grey(values: np.ndarray) -> tuple[np.ndarray, float, float]:
