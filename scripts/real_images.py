@@ -2,9 +2,10 @@
 
     python scripts/real_images.py --out=data/real [--mricron=FOLDER|FILE.deb] [--dicom=FOLDER|FILE.whl]
 
-    OUT/volume          one brain: T1 MR of 181 x 217 x 181 mm, the AAL atlas on its grid, named in twelve coarse structures
+    OUT/volume          one brain: T1 MR of 181 x 217 x 181 mm, the AAL atlas on its grid, named in eleven coarse structures
     OUT/aal/volume      the same with the atlas's own 116 names
     OUT/dicom           about 20 different images of people in 73 DICOM files, test cards and odd encodings among them
+    OUT/tokenizer       the embedded model's tokenizer with words of the brain in place of words of the phantoms, ids unchanged
     OUT/LICENCES.txt    what the packages say about their files
 
 The brain comes from Debian's package mricron-data, the DICOM files from the Python package pydicom-data. Both are fetched with the
@@ -15,6 +16,7 @@ the files, or folders that hold what is in them. Parts that are there already ar
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.labelled_volume import SPLITS, slices, volume_tasks
 from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.errors import RunError
+from mvg_jax.experiment import TOKENIZER_FILES, folder
 
 OUT = flags.DEFINE_string("out", None, "Folder to fill.")
 MRICRON = flags.DEFINE_string(
@@ -58,8 +61,27 @@ COARSE = {
     "caudate": ("Caudate",),
     "putamen": ("Putamen", "Pallidum"),
     "thalamus": ("Thalamus",),
-    "cerebellum": ("Cerebelum",),
-    "vermis": ("Vermis",),
+    "cerebellum": ("Cerebelum", "Vermis"),
+}
+# Tokens of the embedded model that only phantoms need -> what they spell here: questions and answers stay as short as phantoms' are.
+RESPELT = {
+    "homogeneous": "frontal",
+    "rim-enhancing": "parietal",
+    "calcified": "temporal",
+    "septated": "occipital",
+    "liver": "cingulum",
+    "spleen": "insula",
+    "left kidney": "hippocampus",
+    "right kidney": "caudate",
+    "lytic": "putamen",
+    "sclerotic": "thalamus",
+    "subdural": "cerebellum",
+    "What is the structure of the lesion?\n": "Which structure is in [",
+    "Is there a large cyst?\n": "]?\n",
+    "On which side of the image is the lesion?\n": "On which side of the patient is the ",
+    "How many specks are in the lesion?\n": " in [",
+    "Which organ holds the lesion?\n": " in this slice?\n",
+    "The lesion is too small. Zoom in.": "It is too small. Zoom in.",
 }
 VIEW = 64  # side of the embedded model's overview: decides which questions need a zoom
 
@@ -76,15 +98,43 @@ def coarse_names(aal: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tokenizer(out: pathlib.Path) -> None:
+    """Fills OUT/tokenizer."""
+    source, target = folder("asset:tiny_internvl"), out / "tokenizer"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    path = target / "tokenizer.json"
+    path.write_text(json.dumps(respelt(json.loads(path.read_text()), RESPELT), ensure_ascii=False))
+
+
+def respelt(tokens: dict, words: dict[str, str]) -> dict:
+    """A byte-level tokenizer.json that cuts out the new words where it cut out the old ones, each with the old one's id.
+
+    words: old -> new, in ASCII. RunError for an old word that is no token, and a new one that is.
+    """
+    written = lambda text: text.replace(" ", "\u0120").replace("\n", "\u010a")  # byte-level BPE's blank and line end
+    vocab, cuts = dict(tokens["model"]["vocab"]), json.dumps(tokens["pre_tokenizer"])
+    for old, new in words.items():
+        pattern = json.dumps(re.escape(old))[1:-1]
+        if written(old) not in vocab or written(new) in vocab or pattern not in cuts:
+            raise RunError(f"the tokenizer cannot spell {new!r} where it spelt {old!r}")
+        vocab[written(new)] = vocab.pop(written(old))
+        cuts = cuts.replace(pattern, json.dumps(re.escape(new))[1:-1])
+    ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    return tokens | {"pre_tokenizer": json.loads(cuts), "model": tokens["model"] | {"vocab": ordered}}
+
+
 def brain(out: pathlib.Path) -> str:
     """Fills OUT/volume and OUT/aal/volume; the licence notes."""
     files = brain_files(MRICRON.value)
-    coarse = {"modality": "MRI", "view": VIEW, "kinds": ["structure", "presence", "side"]}
-    for folder, about in (("volume", coarse), ("aal/volume", {"modality": "MRI"})):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    coarse = {"modality": "MRI", "view": VIEW, "kinds": ["structure", "presence"]}
+    for place, about in (("volume", coarse), ("aal/volume", {"modality": "MRI"})):
+        (out / place).mkdir(parents=True, exist_ok=True)
         for name, target in BRAIN.items():
-            (out / folder / target).write_bytes(files[name])
-        (out / folder / "volume.json").write_text(json.dumps(about) + "\n")
+            (out / place / target).write_bytes(files[name])
+        (out / place / "volume.json").write_text(json.dumps(about) + "\n")
     (out / "volume" / "names.txt").write_text(coarse_names(files["aal.nii.txt"].decode()))
     return BRAIN_LICENCE + "\n\n" + files.get("copyright", b"(not at hand)").decode(errors="replace")
 
@@ -94,14 +144,14 @@ def brain_files(given: str | None) -> dict[str, bytes]:
     if given is None and all((pathlib.Path(INSTALLED) / name).exists() for name in BRAIN):
         given = INSTALLED
     if given is None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
             fetch(
                 ["apt-get", "download", "mricron-data"],
-                folder,
+                scratch,
                 "On Debian and Ubuntu `apt-get install mricron-data` puts the files where this script finds them; elsewhere "
                 "download the .deb of mricron-data from a Debian mirror and pass --mricron=FILE.deb",
             )
-            return from_deb(next(pathlib.Path(folder).glob("*.deb")))
+            return from_deb(next(pathlib.Path(scratch).glob("*.deb")))
     path = pathlib.Path(given)
     if path.is_file():
         return from_deb(path)
@@ -147,7 +197,7 @@ def _members(data: bytes) -> dict[str, bytes]:
 def dicom(out: pathlib.Path) -> str:
     """Fills OUT/dicom; the licence notes."""
     given, target = DICOM.value, out / "dicom"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         if given is None:
             fetch(
                 [
@@ -160,10 +210,10 @@ def dicom(out: pathlib.Path) -> str:
                     "--only-binary=:all:",
                     "pydicom-data==1.0.0",
                 ],
-                folder,
+                scratch,
                 "Download the wheel of pydicom-data 1.0.0 where there is a package index, and pass --dicom=FILE.whl",
             )
-            given = str(next(pathlib.Path(folder).glob("*.whl")))
+            given = str(next(pathlib.Path(scratch).glob("*.whl")))
         path, found, licence = pathlib.Path(given), {}, b"(not at hand)"
         if path.is_file():
             try:
@@ -200,9 +250,10 @@ def main() -> None:
     notes = out / "LICENCES.txt"
     if not notes.exists():
         said = [brain(out), dicom(out)]
+        tokenizer(out)
         notes.write_text("\n\n----\n\n".join(said))
     print(notes.read_text().partition(" The package's copyright file")[0] + f" More: {notes}\n")
-    for what, root in (("116 regions", out / "aal" / "volume"), ("12 structures", out / "volume")):
+    for what, root in (("116 regions", out / "aal" / "volume"), ("11 structures", out / "volume")):
         volumes = open_volumes(Files(root))
         usable = [one for volume in volumes for one in slices(volume)]
         pairs = sum(len(one.areas) for one in usable)

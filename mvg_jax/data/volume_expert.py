@@ -10,7 +10,7 @@ from mvg_jax.tools.spec import ToolCall
 
 DECISIONS = ("direct", "right", "wrong_tool", "off_target", "needless")
 
-ZOOM = "Zoom in."
+ZOOM = "It is too small. Zoom in."
 TURN = "Turn the image."
 SEEN_AT_ONCE = "It is visible."
 SEEN_NOW = "Now it is visible."
