@@ -126,9 +126,9 @@ def respelt(tokens: dict, words: dict[str, str]) -> dict:
     return tokens | {"pre_tokenizer": json.loads(cuts), "model": tokens["model"] | {"vocab": ordered}}
 
 
-def brain(out: pathlib.Path) -> str:
+def brain(out: pathlib.Path, given: str | None) -> str:
     """Fills OUT/volume and OUT/aal/volume; the licence notes."""
-    files = brain_files(MRICRON.value)
+    files = brain_files(given)
     coarse = {"modality": "MRI", "view": VIEW, "kinds": ["structure", "presence"]}
     for place, about in (("volume", coarse), ("aal/volume", {"modality": "MRI"})):
         (out / place).mkdir(parents=True, exist_ok=True)
@@ -194,9 +194,9 @@ def _members(data: bytes) -> dict[str, bytes]:
     return found
 
 
-def dicom(out: pathlib.Path) -> str:
+def dicom(out: pathlib.Path, given: str | None) -> str:
     """Fills OUT/dicom; the licence notes."""
-    given, target = DICOM.value, out / "dicom"
+    target = out / "dicom"
     with tempfile.TemporaryDirectory() as scratch:
         if given is None:
             fetch(
@@ -249,7 +249,7 @@ def main() -> None:
     out = pathlib.Path(OUT.value)
     notes = out / "LICENCES.txt"
     if not notes.exists():
-        said = [brain(out), dicom(out)]
+        said = [brain(out, MRICRON.value), dicom(out, DICOM.value)]
         tokenizer(out)
         notes.write_text("\n\n----\n\n".join(said))
     print(notes.read_text().partition(" The package's copyright file")[0] + f" More: {notes}\n")
