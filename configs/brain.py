@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.model.checkpoint, c.model.tokenizer = "asset:tiny_internvl", "data/real/tokenizer"
     c.data.sets, c.eval.sets, c.data.root = ("volume",), ("volume",), "data/real"
     c.data.shuffle = True
-    c.data.image_height = c.data.image_width = 224
+    c.data.image_height = c.data.image_width = 264
     c.data.bits = 8
 
     c.vision.steps, c.vision.prompts, c.vision.views = 300, 8, 4

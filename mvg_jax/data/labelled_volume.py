@@ -8,10 +8,11 @@ spacing is not, the coarser axis is resampled (image linearly, labels by nearest
     slice       usable if SLICE_REGIONS regions or more are visible
     part        a connected part of a region
     needs tool  rule: `structure` asked of a part whose box is narrower than SMALL pixels of the overview needs a zoom on the box that
-                it names. The other kinds need none: the place of its box tells the side, and the rest are asked only of wider parts
+                it names. The other kinds need none: the place of a box tells its side, and the rest are asked only of wider parts
 
-Texts do not give answers away: options of `structure` are names in the same slice, each of which is asked for with its own box, and
-the other kinds hold as many tasks of each answer as of any other for one plane and wording (`box` has no answers to balance).
+Texts do not give answers away. Questions that name a box show a random window of the slice, since in one body places tell names;
+the options of `structure` are neighbours in the slice, each of which is asked for with its own box. The other kinds hold as many
+tasks of each answer as of any other for one plane and wording (`box` has no answers to balance).
 """
 
 import dataclasses
@@ -44,6 +45,8 @@ SMALL = 16.0  # overview pixels; a token of most vision towers shows 16 to 32
 OPTIONS, ROUNDS = 3, 3  # of a `structure` question; how often a slice's names are dealt out to such questions
 GRID = 20  # units of 0..1000 in which questions name boxes
 MARGIN = 0.25  # of a part's sides, added around it where a question names a box
+# Windows of slices: what a box takes of a window's side; that side, as a share of the slice's longer one; how much lies outside.
+APPARENT, NARROWEST, WIDEST, OUTSIDE = (0.14, 0.45), 0.3, 1.2, 0.45
 LARGER = 1.5  # ratio of areas from which one is called larger
 IN_QUARTER = 0.8  # share of a region within one quarter of the image
 RARE = 0.25  # a third answer, and further ones, are asked for if they are at least this share of the second commonest
@@ -204,26 +207,43 @@ def _window(values: np.ndarray) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class SliceImage:
-    """A slice as a task's image. index: along the volume's axis, from the left, back or feet."""
+    """A slice, or a window of it, as a task's image. index: along the volume's axis, from the left, back or feet. window: in pixels
+    of the slice, None for the whole; what lies outside of the slice is black."""
 
     volume: LabelledVolume
     plane: str
     index: int
+    window: Pixels | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.volume.subject}/{self.plane}/{self.index:03d}"
+        name = f"{self.volume.subject}/{self.plane}/{self.index:03d}"
+        return name if self.window is None else f"{name}@" + ",".join(map(str, self.window))
 
     def load(self) -> NativeImage:
         v = voxels(self.volume)
         rows, columns = _pixel_mm(v.spacing, self.plane)
         pixels = _square(_cut(v.grey_XYZ, self.plane, self.index), rows, columns, linear=True)
+        pixels = windowed(pixels, self.window)
         return NativeImage(pixels, v.window, v.slope, v.intercept, self.volume.unit, min(rows, columns))
 
     def regions(self) -> np.ndarray:
         """The region of each pixel, uint16 [H, W]."""
         v = voxels(self.volume)
-        return _square(_cut(v.regions_XYZ, self.plane, self.index), *_pixel_mm(v.spacing, self.plane), linear=False)
+        regions = _cut(v.regions_XYZ, self.plane, self.index)
+        return windowed(_square(regions, *_pixel_mm(v.spacing, self.plane), linear=False), self.window)
+
+
+def windowed(pixels: np.ndarray, window: Pixels | None) -> np.ndarray:
+    """The window of a slice [H, W], 0 outside of the slice."""
+    if window is None:
+        return pixels
+    x1, y1, x2, y2 = window
+    out = np.zeros((y2 - y1, x2 - x1), pixels.dtype)
+    inside = pixels[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+    top, left = max(-y1, 0), max(-x1, 0)
+    out[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return out
 
 
 def _cut(volume_XYZ: np.ndarray, plane: str, index: int) -> np.ndarray:
@@ -357,6 +377,24 @@ def _quarters(mask: np.ndarray) -> np.ndarray:
     y, x = mask.shape[0] // 2, mask.shape[1] // 2
     shares = [[half[:, :x].sum(), half[:, x:].sum()] for half in (mask[:y], mask[y:])]
     return np.array(shares) / max(int(mask.sum()), 1)
+
+
+def _field(one: Slice, parts: Sequence[Part], rng: np.random.Generator) -> Pixels:
+    """A random square window of a slice that shows these parts with their margins.
+
+    How large they appear and where is drawn first, whatever they are, so that coordinates alone say little; but the window's side
+    stays between NARROWEST and WIDEST, and at most OUTSIDE of it lies beyond the slice.
+    """
+    boxes = np.array([part.box for part in parts])
+    margin = MARGIN * (boxes[:, 2:] - boxes[:, :2])
+    low, high = (boxes[:, :2] - margin).min(axis=0), (boxes[:, 2:] + margin).max(axis=0)
+    size, extent = np.array([one.width, one.height]), float((high - low).max())
+    side = np.clip(extent / rng.uniform(*APPARENT), NARROWEST * size.max(), WIDEST * size.max())
+    side = math.ceil(max(side, extent + 2))
+    first = np.maximum(high - side, -OUTSIDE * side)
+    last = np.maximum(np.minimum(low, size - (1 - OUTSIDE) * side), first)
+    x, y = (int(v) for v in np.floor(rng.uniform(first, last)))
+    return x, y, x + side, y + side
 
 
 # ---- splits ------------------------------------------------------------------------------------------------------------
@@ -501,22 +539,44 @@ def _record(one: Slice, kind: str, what: str, question: str, answer: str, parts:
 
 
 def _structure(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
-    """Which of OPTIONS names is in a box; each name of an option list is asked for with a box of its own."""
+    """Which of OPTIONS names is in a box; names are dealt into groups of neighbours, each of which is asked for."""
     parts: defaultdict[str, list[Part]] = defaultdict(list)
     for part in one.parts:
         if part.asked:
             parts[part.region.name].append(part)
+    structures = one.image.volume.structure_of[one.image.regions()]
     for round_ in range(ROUNDS):
-        names = [str(name) for name in rng.permutation(sorted(parts))]
-        for first in range(0, len(names) - OPTIONS + 1, OPTIONS):
-            options = tuple(names[first : first + OPTIONS])
-            for name in options:
-                part = parts[name][rng.integers(len(parts[name]))]
-                chain = () if one.readable(part.box) else (zoom_call(part.asked),)
-                question = f"Which structure is in {box_text(part.asked)}?"
-                what = f"{part.region.full}-{round_}"
-                record = _record(one, "structure", what, question, name, [part], options=options, chain=chain)
+        left = [parts[name][rng.integers(len(parts[name]))] for name in rng.permutation(sorted(parts))]
+        while len(left) >= OPTIONS:
+            some = sorted(left, key=lambda part, first=left[0]: _distance(part, first))[:OPTIONS]
+            left = [part for part in left if part not in some]
+            shown = [_shown(one, part, [part], structures, rng) for part in some]
+            if None in shown:
+                continue
+            options = tuple(some[i].region.name for i in rng.permutation(OPTIONS))
+            for seen, part in shown:
+                chain = () if seen.readable(part.box) else (zoom_call(part.asked),)
+                question, what = f"Which structure is in {box_text(part.asked)}?", f"{part.region.full}-{round_}"
+                name = part.region.name
+                record = _record(seen, "structure", what, question, name, [part], options=options, chain=chain)
                 yield Draft((), record)
+
+
+def _shown(
+    one: Slice, part: Part, all_of: Sequence[Part], structures: np.ndarray, rng: np.random.Generator
+) -> tuple[Slice, Part] | None:
+    """A part in a random window that shows all of some parts; None where something else takes more of the box that names it."""
+    window = _field(one, all_of, rng)
+    image = dataclasses.replace(one.image, window=window)
+    seen = dataclasses.replace(one, image=image, width=window[2] - window[0], height=window[3] - window[1])
+    box = tuple(v - w for v, w in zip(part.box, window[:2] * 2, strict=True))
+    asked = _asked(seen, windowed(structures, window), 1 + one.image.volume.structures.index(part.region.name), box)
+    return None if asked is None else (seen, part._replace(box=box, asked=asked))
+
+
+def _distance(a: Part, b: Part) -> float:
+    """Between the middles of two parts, in pixels."""
+    return math.dist(*((p.box[0] + p.box[2], p.box[1] + p.box[3]) for p in (a, b))) / 2
 
 
 def _presence(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
@@ -540,14 +600,20 @@ def _presence(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
 
 
 def _side(one: Slice, rng: np.random.Generator) -> Iterator[Draft]:
-    """On which side of the patient a box is; a sagittal slice does not tell."""
+    """On which side of the patient a box is; windows show a part on either side. A sagittal slice does not tell."""
+    parts: defaultdict[str, dict[str, Part]] = defaultdict(dict)
     for part in one.parts if one.image.plane != "sagittal" else ():
         if part.asked and part.region.side:
-            name = part.region.name
+            parts[part.region.name].setdefault(part.region.side, part)
+    structures = one.image.volume.structure_of[one.image.regions()] if parts else None
+    for name, sides in sorted(parts.items()):
+        if len(sides) < 2:
+            continue
+        shown = [_shown(one, part, list(sides.values()), structures, rng) for part in sides.values()]
+        for seen, part in shown if None not in shown else ():
             question = f"On which side of the patient is the {name} in {box_text(part.asked)}?"
-            record = _record(
-                one, "side", part.region.full, question, part.region.side, [part], options=("left", "right")
-            )
+            side = part.region.side
+            record = _record(seen, "side", part.region.full, question, side, [part], options=("left", "right"))
             yield Draft((one.image.plane, name), record)
 
 

@@ -55,6 +55,17 @@ def test_slices_are_shown_as_radiologists_see_them(volume):
     assert (row + 0.5, column + 0.5) == (2 * (SHAPE[2] - z), SHAPE[0] - x), "the head is at the top, 1 mm a pixel"
 
 
+def test_a_window_of_a_slice_is_black_outside_of_it(volume):
+    whole = SliceImage(volume, "axial", 20)
+    part = SliceImage(volume, "axial", 20, (-5, 60, 25, 90))
+    assert part.name != whole.name
+    pixels = part.load().pixels
+    assert pixels.shape == part.regions().shape == (30, 30)
+    np.testing.assert_array_equal(pixels[:12, 5:], whole.load().pixels[60:72, :25])
+    assert not pixels[12:].any()
+    assert not pixels[:, :5].any()
+
+
 def test_voxels_of_another_spacing_become_square(volume):
     for plane, shape in (("axial", (72, 60)), ("coronal", (96, 60)), ("sagittal", (96, 72))):
         image = SliceImage(volume, plane, 20).load()
@@ -160,8 +171,10 @@ def _check(volume, record):
     regions = image.regions()
     height, width = regions.shape
     area = {name: 0 for name in volume.structures}
+    slice_ = SliceImage(volume, image.plane, image.index).regions()
     for i, region in enumerate(volume.regions, 1):
-        area[region.name] += int((regions == i).sum())
+        area[region.name] += int((slice_ == i).sum())
+    assert (image.window is not None) == (record.kind in ("structure", "side"))
     mentioned = [name for name in volume.structures if name in record.question]
     match record.kind:
         case "structure" | "side":
@@ -285,3 +298,16 @@ def test_a_nifti_2_file_is_read(tmp_path, volume):
     image = nibabel.load(tmp_path / "image.nii.gz")
     nibabel.save(nibabel.Nifti2Image(np.asarray(image.dataobj), image.affine), tmp_path / "image.nii.gz")
     np.testing.assert_array_equal(voxels(open_volume(tmp_path)).grey_XYZ, voxels(volume).grey_XYZ)
+
+
+def test_where_a_box_lies_says_little_about_what_it_holds(volume):
+    records = [r for split in ("train", "val", "test") for r in volume_tasks([volume], split).records]
+    centres = collections.defaultdict(list)
+    for record in records:
+        if record.kind == "structure":
+            x1, y1, x2, y2 = record.boxes[0].xyxy
+            centres[record.images[0].plane, record.answer].append(((x1 + x2) / 2, (y1 + y2) / 2))
+    often = [np.array(some) for some in centres.values() if len(some) >= 12]
+    assert often
+    for some in often:
+        assert (some.std(axis=0) > 80).all()
