@@ -24,12 +24,12 @@ def get_config() -> ConfigDict:
     c.data.image_height = c.data.image_width = 264
     c.data.bits = 8
 
-    c.vision.steps, c.vision.prompts, c.vision.views = 300, 8, 4
+    c.vision.steps, c.vision.prompts, c.vision.views = 200, 8, 4
     c.vision.optimizer.learning_rate = 1e-3
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"
 
-    c.sft.steps, c.sft.right_first = 180, 130
+    c.sft.steps, c.sft.right_first = 160, 120
     c.sft.prompts, c.sft.group = 48, 1
     c.sft.mixture = {"direct": 0.35, "right": 0.45, "off_target": 0.1, "needless": 0.15}
     c.sft.optimizer.learning_rate = 1.5e-3
@@ -48,5 +48,6 @@ def get_config() -> ConfigDict:
     c.grpo.optimizer.warmup_steps = 3
     c.grpo.learner.microbatches = 1
     c.grpo.learner.freeze = ("vision_tower", "multi_modal_projector")
+    c.eval.tasks = 1000  # all there are
     c.checkpoint.every = 20
     return c
