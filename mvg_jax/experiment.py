@@ -6,7 +6,7 @@ import importlib.resources
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,15 @@ from flax import nnx
 
 from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
-from mvg_jax.data import phantom, trajectories
-from mvg_jax.data.catalog import EMBEDDED, choose, keep, open_source
+from mvg_jax.data import phantom, trajectories, volume_expert
+from mvg_jax.data.catalog import EMBEDDED, choose, find_root, keep, open_source
+from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
+from mvg_jax.data.labelled_volume import VolumeLessons
 from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, refuse_or_allow
 from mvg_jax.data.phantom.views import Overview
 from mvg_jax.data.pipeline import Phase, Sound, Subset
+from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Demonstration, Task, Turn
 from mvg_jax.env.chat import load_protocol
@@ -41,7 +44,7 @@ from mvg_jax.rl.logprobs import Forward, cast
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rl.optimizer import make_optimizer
 from mvg_jax.rl.packing import PackShapes, pack_shapes
-from mvg_jax.rl.vision import VisionStage
+from mvg_jax.rl.vision import VisionStage, draw_part, draw_view
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.scheduler import World
 from mvg_jax.tools import ViewFormat, default_registry
@@ -146,8 +149,11 @@ class Experiment:
         return phases, overlap
 
     def lessons(self):
-        """Random access to labelled images for stage `vision`."""
-        return phantom.PhantomLessons(self.config.data.size)
+        """Random access to labelled images for stage `vision`: of the volumes to train on, or else phantoms."""
+        data = self.config.data
+        if "volume" not in [choose(text).name for text in data.sets]:
+            return phantom.PhantomLessons(data.size)
+        return VolumeLessons(open_volumes(Files(find_root("volume", data.root))), "train")
 
     def demonstrations(self) -> tuple[Subset, list[Demonstration]]:
         """What config.sft.trajectories holds: to imitate, and of other tasks held out. All of it is looked through but for its
@@ -192,18 +198,19 @@ class Experiment:
         return tasks
 
     def vision_stage(self) -> VisionStage:
-        c = self.config
+        c, lessons = self.config, self.lessons()
         return VisionStage(
             self.graph,
             make_optimizer(c.vision.optimizer, c.vision.steps),
-            len(phantom.CLASSES),
-            tuple(phantom.CLASSES.index(name) for name in phantom.FINDINGS),
-            tuple(phantom.CLASSES.index(name) for name in phantom.PATTERN_LABEL.values()),
+            len(lessons.classes),
+            tuple(lessons.classes.index(name) for name in lessons.findings),
+            tuple(lessons.classes.index(name) for name in lessons.alike),
             c.vision.views,
             self.view,
             (c.data.image_height, c.data.image_width),
             c.vision.steps,
             c.seed,
+            draw_part if isinstance(lessons, VolumeLessons) else draw_view,
         )
 
     def sft_stage(self) -> SFTStage:
@@ -218,7 +225,7 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
         )
-        scripted = Scripted(phantom.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
+        scripted = Scripted(demonstrate, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
         shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
         return SFTStage(world, learner, shapes, stored if c.trajectories else scripted, self.pack_shapes(world.shapes))
 
@@ -253,6 +260,11 @@ class Experiment:
             self.config.seed,
             reference,
         )
+
+
+def demonstrate(task: Task, rng: np.random.Generator, weights: Mapping[str, float]) -> tuple[Turn, ...]:
+    """A scripted trajectory of the expert for the task's data set."""
+    return (phantom.mixture if task.dataset == "phantom" else volume_expert.mixture)(task, rng, weights)
 
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:

@@ -9,11 +9,14 @@ from flax import nnx
 
 from configs import tiny
 from mvg_jax import config as configs
+from mvg_jax.data import phantom
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import Experiment, build, learner_shapes, policy_learner, random_shape, rollout_shapes
 from mvg_jax.mesh import make_mesh
 from mvg_jax.models.axes import check_tensor_axis
 from mvg_jax.models.internvl import InternVL
+from mvg_jax.rl.vision import draw_part, draw_view
+from tests.volume_files import write_volume
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,19 @@ def test_bucket_tables_of_the_update_must_hold_the_worst_case(experiment, fields
     with pytest.raises(RunError, match=message):
         changed.grpo_stage(None)
     assert experiment.grpo_stage(None).shapes.microbatches == 1
+
+
+def test_a_volume_brings_its_own_lessons(experiment, tmp_path):
+    write_volume(tmp_path / "volume", about={"view": 64})
+    c = dataclasses.replace(experiment.config, data=configs.Data(sets=("volume",), root=str(tmp_path)))
+    changed = dataclasses.replace(experiment, config=c)
+    lessons, stage = changed.lessons(), changed.vision_stage()
+    assert lessons.classes == ("", "liver", "kidney", "cord", "nodule")
+    assert (stage.classes, stage.findings, stage.alike, stage.draw) == (5, (1, 2, 3, 4), (), draw_part)
+    phantoms = experiment.vision_stage()
+    assert phantoms.classes == len(phantom.CLASSES)
+    assert [phantom.CLASSES[i] for i in phantoms.alike] == list(phantom.PATTERN_LABEL.values())
+    assert phantoms.draw is draw_view
 
 
 REAL = ("internvl3_1b", "internvl3_8b", "qwen2_5_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b")

@@ -14,7 +14,7 @@ The heads are dropped afterwards.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,7 +52,8 @@ class VisionStage:
     """`views` views of each labelled image of a batch. steps: length of the stage, which the curriculum spans.
 
     findings: classes of what questions are about. They are small, so that half of a view's weight lies on them. alike: those
-    among them that an overview cannot tell apart; there, any will do.
+    among them that an overview cannot tell apart; there, any will do. draw: (image, rng, index among its views, far) -> a view to
+    learn from.
     """
 
     graph: nnx.GraphDef
@@ -65,6 +66,7 @@ class VisionStage:
     image_size: tuple[int, int]
     steps: int
     seed: int
+    draw: Callable[[LabelledImage, np.random.Generator, int, float], Frame]
 
     def start(self, params: nnx.State) -> VisionState:
         wide = nnx.merge(self.graph, params).config.text.hidden_size
@@ -82,7 +84,7 @@ class VisionStage:
         scales = [[(x.image.slope, x.image.intercept)] for x in batch]
         sources = stack_sources([[x.image.pixels] for x in batch], scales, *self.image_size)
         progress = min(number / (DRAWN_BACK * self.steps), 1.0)
-        frames = [draw_view(x, rng, i, NEAR + progress * (FAR - NEAR)) for x in batch for i in range(self.views)]
+        frames = [self.draw(x, rng, i, NEAR + progress * (FAR - NEAR)) for x in batch for i in range(self.views)]
         nowhere = np.full((MAX_BOXES, 2), -1.0, np.float32)
         centres = np.stack(
             [
@@ -93,7 +95,9 @@ class VisionStage:
         )
         frames = jax.tree.map(lambda *leaves: np.stack(leaves), *frames)
         row = np.repeat(np.arange(len(batch), dtype=np.int32), self.views)
-        maps = np.stack([x.labels for x in batch])
+        maps = np.zeros((len(batch), *self.image_size), np.uint8)
+        for p, x in enumerate(batch):
+            maps[p, : x.labels.shape[0], : x.labels.shape[1]] = x.labels
         return self._update(state, jax.device_put(sources), maps, row, frames, centres)
 
     def kept(self, state: VisionState) -> VisionState:
@@ -153,16 +157,16 @@ def class_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of the cells' classes. In each view all classes weigh the same, but findings together half.
 
-    `found`: share of overviews whose cell most like one of `alike` is one.
+    `found`: share of overviews whose cell most like one of `alike` (where there are none, like a finding) is one.
     """
     n, K = len(label_nxExC), logits_nxExCxK.shape[-1]
     logprob = jax.nn.log_softmax(logits_nxExCxK)
     overview = overview_n[:, None, None]
     any_of = lambda classes: jax.nn.logsumexp(logprob[..., jnp.array(classes)], axis=-1)
-    is_alike, finding = (jnp.isin(label_nxExC, jnp.array(classes)) for classes in (alike, findings))
-    any_alike = any_of(alike)
+    is_alike, finding = (jnp.isin(label_nxExC, jnp.array(classes)) for classes in (alike or findings, findings))
+    any_alike = any_of(alike or findings)
     picked = jnp.take_along_axis(logprob, label_nxExC[..., None], axis=-1)[..., 0]
-    picked = jnp.where(overview & is_alike, any_alike, picked)
+    picked = jnp.where(overview & is_alike, any_alike, picked) if alike else picked
 
     count_nxK = jax.nn.one_hot(label_nxExC, K).sum(axis=(1, 2))
     inverse = 1.0 / jnp.take_along_axis(count_nxK, label_nxExC.reshape(n, -1), axis=1).reshape(label_nxExC.shape)
@@ -245,6 +249,22 @@ def draw_view(labelled: LabelledImage, rng: np.random.Generator, index: int, far
         x1, y1, x2, y2 = boxes[rng.integers(len(boxes))].xyxy
         x, y = np.array([(x1 + x2) / 2, (y1 + y2) / 2]) + rng.uniform(-0.25, 0.25, 2) * side
     return _turned(zoom(whole, _square(x, y, side)), rng)
+
+
+def draw_part(labelled: LabelledImage, rng: np.random.Generator, index: int, far: float) -> Frame:
+    """A view to learn from, upright. 0: the overview. 1: a large part. Others: a box of the image with some margin, as a question
+    may name it."""
+    whole, boxes = full_frame(*labelled.image.pixels.shape[:2], labelled.image.window, 0), labelled.boxes
+    if index == 0:
+        return whole
+    if index < OVERVIEWS or not boxes:
+        side, (x, y) = rng.uniform(300, 1000), rng.uniform(0, 1000, 2)
+        return zoom(whole, _square(x, y, side))
+    x1, y1, x2, y2 = boxes[rng.integers(len(boxes))].xyxy
+    width, height = max(x2 - x1, CLOSE / 2), max(y2 - y1, CLOSE / 2)
+    left, top, right, bottom = rng.uniform(0.1, 0.4, 4)
+    box = [x1 - left * width, y1 - top * height, x2 + right * width, y2 + bottom * height]
+    return zoom(whole, np.clip(np.array(box, np.float32), 0, 1000))
 
 
 def _square(x: float, y: float, side: float) -> np.ndarray:

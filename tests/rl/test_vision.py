@@ -17,6 +17,7 @@ from mvg_jax.rl.vision import (
     VisionStage,
     box_centres,
     class_terms,
+    draw_part,
     draw_view,
     place_terms,
     read_terms,
@@ -85,6 +86,30 @@ def test_views_to_learn_from():
     # A photograph has no Hounsfield window to show it through.
     grey = [draw_view(labelled(0, unit="grey"), np.random.default_rng(seed), 1, 300.0) for seed in range(20)]
     assert {tuple(view.window.tolist()) for view in grey} == {(-160.0, 240.0)}
+
+
+def test_views_of_a_volume_are_upright_and_hold_the_part_they_show():
+    image, whole = labelled(0), fr.full_frame(HEIGHT, WIDTH, (-160.0, 240.0), 0)
+    drawn = [[draw_part(image, np.random.default_rng(seed), i, 300.0) for seed in range(40)] for i in range(3)]
+    assert all(np.array_equal(view.affine, whole.affine) for view in drawn[0])
+    for view in drawn[1] + drawn[2]:
+        assert np.array_equal(np.sign(view.affine[:, :2]), np.eye(2))
+    boxes = np.array([fr.box_from_source(whole, fr.bounds(view)) for view in drawn[2]])
+    assert (boxes[:, :2] <= 701.0).all()
+    assert (boxes[:, 0] >= 659.0).all()
+    assert (boxes[:, 2:] >= [799.0, 199.0]).all()
+    assert (boxes[:, 2] <= 841.0).all()
+    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)
+
+
+def test_where_an_overview_tells_all_classes_apart_none_are_merged():
+    labels = np.random.default_rng(0).integers(0, 3, (2, 4, 5))
+    swapped = certain(np.where(labels == 1, 2, np.where(labels == 2, 1, 0)), 3)
+    overview = np.array([True, True])
+    merged, _ = class_terms(swapped, labels, overview, (1, 2), (1, 2))
+    apart, metrics = class_terms(swapped, labels, overview, (1, 2), ())
+    assert merged < 1 < apart
+    assert metrics["found"] == 1
 
 
 def test_centres_are_where_the_view_shows_them():
@@ -179,7 +204,7 @@ def test_places_are_read_at_the_token_that_holds_the_centre():
 @pytest.fixture(scope="module")
 def stage() -> VisionStage:
     graph = tiny_world.model()[0]
-    return VisionStage(graph, optax.adam(3e-3), 3, (1, 2), (1,), 4, tiny_world.VIEW, (HEIGHT, WIDTH), 60, 0)
+    return VisionStage(graph, optax.adam(3e-3), 3, (1, 2), (1,), 4, tiny_world.VIEW, (HEIGHT, WIDTH), 60, 0, draw_view)
 
 
 def test_vision_learns_and_the_decoder_stays(stage):

@@ -6,8 +6,9 @@ import numpy as np
 
 from mvg_jax.data.phantom import render
 from mvg_jax.data.phantom.cases import boxes, crowd, draw_case, finding_boxes
+from mvg_jax.data.phantom.patterns import PATTERN_LABEL
 from mvg_jax.data.phantom.questions import OPTIONS
-from mvg_jax.data.phantom.scene import Anatomy, Scene, sample_anatomy
+from mvg_jax.data.phantom.scene import CLASSES, FINDINGS, Anatomy, Scene, sample_anatomy
 from mvg_jax.data.phantom.views import DEFAULT_WINDOW
 from mvg_jax.data.task import LabelledImage, NativeImage, Task
 
@@ -62,8 +63,11 @@ def make_task(split: str, index: int) -> Task:
 class PhantomLessons:
     """Labelled images crowded with findings, `size` of them: index -> LabelledImage, a function of the index alone.
 
-    Neighbours share a patient, which is what takes long to draw.
+    Neighbours share a patient, which is what takes long to draw. classes: names of the labels. findings: those that questions are
+    about. alike: those among them that an overview cannot tell apart.
     """
+
+    classes, findings, alike = CLASSES, FINDINGS, tuple(PATTERN_LABEL.values())
 
     def __init__(self, size: int):
         self.size = size

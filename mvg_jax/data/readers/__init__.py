@@ -7,7 +7,18 @@ from mvg_jax.data.files import Files
 from mvg_jax.data.records import DataSet, without_broken_text
 from mvg_jax.errors import RunError
 
-READERS = ("vqa_rad", "slake", "path_vqa", "pmc_vqa", "mmmu", "medxpertqa", "omnimedvqa", "folder", "dicom")
+READERS = (
+    "vqa_rad",
+    "slake",
+    "path_vqa",
+    "pmc_vqa",
+    "mmmu",
+    "medxpertqa",
+    "omnimedvqa",
+    "folder",
+    "dicom",
+    "volume",
+)
 
 
 def read(name: str, root: str | pathlib.Path, split: str) -> DataSet:
