@@ -1,10 +1,12 @@
-"""The tiny model on real images: one brain, eleven structures, held out by the position of slices.
+"""The tiny model on real images: one brain, eleven structures, held out by the position of slices. scripts/real_images.sh runs it.
 
-    bash scripts/real_images.sh data/real
-    python -m mvg_jax.train --config=configs/brain.py --workdir=workdir/brain --config.data.root=data/real
+    python -m mvg_jax.train --config=configs/brain.py:vision --workdir=workdir/brain/vision
+    python -m mvg_jax.collect --config=configs/brain.py:sft --expert --out=workdir/brain/trajectories
+    python -m mvg_jax.train --config=configs/brain.py:sft --workdir=workdir/brain/sft
+    python -m mvg_jax.train --config=configs/brain.py:grpo --workdir=workdir/brain/grpo
 
-First the embedded model learns to see brains (stage `vision`), then what to ask and say from scripted trajectories, good and bad
-(`sft`), and then when to look closer (`grpo`). One brain: what comes out says nothing about other patients.
+First the embedded model learns to see brains, then the wire format and the words from collected trajectories, and then when to
+look closer. One brain: what comes out says nothing about other patients.
 """
 
 import dataclasses
@@ -12,14 +14,20 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from mvg_jax.config import Config
+from mvg_jax.errors import RunError
+
+START = {"vision": "asset:tiny_internvl", "sft": "workdir/brain/vision", "grpo": "workdir/brain/sft"}
 
 
-def get_config() -> ConfigDict:
+def get_config(stage: str = "vision") -> ConfigDict:
+    if stage not in START:
+        raise RunError(f"configs/brain.py:{stage}: use one of :{', :'.join(START)}")
     c = ConfigDict(dataclasses.asdict(Config()))
-    c.stages = ("vision", "sft", "grpo")
+    c.stages = (stage,)
     # The embedded model's ids, some of which spell words of the brain here.
-    c.model.checkpoint, c.model.tokenizer = "asset:tiny_internvl", "data/real/tokenizer"
-    c.data.sets, c.eval.sets, c.data.root = ("volume",), ("volume",), "data/real"
+    c.model.checkpoint, c.model.tokenizer = START[stage], "data/real/tokenizer"
+    c.data.sets, c.data.root = ("volume",), "data/real"
+    c.eval.sets, c.eval.split, c.eval.tasks = ("volume",), "val", 1000  # all there are
     c.data.shuffle = True
     c.data.image_height = c.data.image_width = 264
     c.data.bits = 8
@@ -29,9 +37,14 @@ def get_config() -> ConfigDict:
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"
 
-    c.sft.steps, c.sft.right_first = 160, 120
-    c.sft.prompts, c.sft.group = 48, 1
-    c.sft.mixture = {"direct": 0.35, "right": 0.45, "off_target": 0.1, "needless": 0.15}
+    # Nobody tells the filter where a tool is needed: it keeps what came out right, lucky guesses too.
+    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 2700, 2, 64, 300
+    c.collect.decisions = {"direct": 0.55, "right": 0.25, "off_target": 0.1, "needless": 0.1}
+    c.collect.filters.needed = -1.0
+
+    c.sft.trajectories = "workdir/brain/trajectories"
+    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 240, 48, 1, 192
+    c.sft.validation, c.sft.validate_every, c.sft.patience = 144, 40, 2
     c.sft.optimizer.learning_rate = 1.5e-3
     c.sft.optimizer.warmup_steps = 20
     c.sft.optimizer.schedule = "cosine"
@@ -43,11 +56,10 @@ def get_config() -> ConfigDict:
     c.sft.learner.suffix_lengths, c.sft.learner.view_batches = (64, 112), (48, 96, 144)
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (64, 112), (128, 384)
 
-    c.grpo.steps = 60
+    c.grpo.steps = 80
     c.grpo.optimizer.learning_rate = 4e-4
     c.grpo.optimizer.warmup_steps = 3
     c.grpo.learner.microbatches = 1
     c.grpo.learner.freeze = ("vision_tower", "multi_modal_projector")
-    c.eval.tasks = 1000  # all there are
     c.checkpoint.every = 20
     return c

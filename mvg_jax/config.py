@@ -295,6 +295,7 @@ class Collect:
     prompts: tasks played at a time; shard: tasks between two files, which is what an interruption may cost. tools, kinds: weights of
     tool chains ("none", a tool's name, names joined by "+") and of kinds of questions, each NAME=WEIGHT, "*" for all others;
     () = as they come. keep: share of the filtered trajectories that is kept; the smaller, the nearer to those weights.
+    decisions: what a scripted expert does, by weight (see data.experts).
     """
 
     tasks: int = 256
@@ -306,6 +307,7 @@ class Collect:
     tools: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     keep: float = 1.0
+    decisions: dict[str, float] = dataclasses.field(default_factory=lambda: {"right": 1.0})
     endpoint: Endpoint = Endpoint()
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ import importlib.resources
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 
 from mvg_jax.config import GRPO, SFT, Config, Mixture
 from mvg_jax.config import Learner as LearnerConfig
-from mvg_jax.data import phantom, trajectories, volume_expert
+from mvg_jax.data import experts, phantom, trajectories
 from mvg_jax.data.catalog import EMBEDDED, choose, find_root, keep, open_source
 from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
@@ -225,7 +225,7 @@ class Experiment:
             objective=Objective(),
             advantage_scale="none",
         )
-        scripted = Scripted(demonstrate, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
+        scripted = Scripted(experts.mixture, c.mixture, c.tools_off, c.right_first, c.group, self.config.seed)
         shapes = learner_shapes(c.learner, world.shapes, "sft.learner")
         return SFTStage(world, learner, shapes, stored if c.trajectories else scripted, self.pack_shapes(world.shapes))
 
@@ -260,11 +260,6 @@ class Experiment:
             self.config.seed,
             reference,
         )
-
-
-def demonstrate(task: Task, rng: np.random.Generator, weights: Mapping[str, float]) -> tuple[Turn, ...]:
-    """A scripted trajectory of the expert for the task's data set."""
-    return (phantom.mixture if task.dataset == "phantom" else volume_expert.mixture)(task, rng, weights)
 
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:

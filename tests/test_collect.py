@@ -298,7 +298,7 @@ def test_what_nobody_knows_is_tried_without_tools(tmp_path, monkeypatch):
     class Knowing:
         name = "knowing"
 
-        def __init__(self, seed):
+        def __init__(self, decisions, seed):
             self.told = told
 
         def speak(self, conversation):

@@ -185,7 +185,7 @@ def gather_crew(config: Config, who: str, out: pathlib.Path) -> Crew:
     experiment = outline(config)
     client, view = None, experiment.view
     if who == "expert":
-        speaker, threads = ExpertSpeaker(config.seed), 1
+        speaker, threads = ExpertSpeaker(c.decisions, config.seed), 1
     else:
         client = ChatClient(c.endpoint, out / "requests")
         speaker = EndpointSpeaker(client, c.endpoint, experiment.protocol.registry, c.temperature, config.seed)

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,13 +11,12 @@ from flax import nnx
 from mvg_jax.collection.converse import Conversation, Speaker, Table, play
 from mvg_jax.collection.select import Candidate, keyed
 from mvg_jax.config import Rollout
-from mvg_jax.data.phantom import expert
+from mvg_jax.data import experts
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.data.trajectories import Played
 from mvg_jax.env.episode import Episodes, StepResult, Stop
 from mvg_jax.env.protocol import Protocol, render_turn
 from mvg_jax.env.rewards import TERMS, row_facts
-from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame
 from mvg_jax.rollout.engine import Drawn, Engine
 from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, World, rollout
@@ -99,19 +98,17 @@ class TextSampler:
 
 
 class ExpertSpeaker:
-    """PhantomVQA's scripted expert, who knows the answer: the minimal chain, its boxes off by up to a grid cell."""
+    """The scripted expert of the task's data set. decisions: what it does, by weight (see data.experts); without tools it answers."""
 
     name = "expert"
 
-    def __init__(self, seed: int):
-        self._seed = seed
+    def __init__(self, decisions: Mapping[str, float], seed: int):
+        self._decisions, self._seed = decisions, seed
 
     def speak(self, conversation: Conversation) -> str | Stop:
         task = conversation.task
-        if task.dataset != "phantom":
-            raise RunError(f"task {task.id}: the scripted expert knows tasks of phantom only")
         rng = np.random.default_rng(keyed(self._seed, task.id, conversation.sample))
-        turns = expert(task, rng, decision="right" if conversation.tools_on else "direct")
+        turns = experts.mixture(task, rng, self._decisions if conversation.tools_on else {"direct": 1.0})
         return render_turn(turns[len(conversation.exchanges)])
 
 

@@ -170,19 +170,19 @@ def test_an_error_in_a_thread_ends_the_sampling():
     sampler.close()
 
 
-def test_the_expert_answers_rightly_and_knows_the_phantom_only():
+def test_the_expert_answers_rightly_and_knows_some_data_sets_only():
     tasks = [PhantomSource("train", 4)[i] for i in range(4)]
     table = dataclasses.replace(TABLE, image_size=(512, 512), registry=tiny_world.default_registry(None))
     for task in tasks:
         for sample in range(2):
-            episodes, _ = play(table, ExpertSpeaker(0), task, sample, True)
+            episodes, _ = play(table, ExpertSpeaker({"right": 1.0}, 0), task, sample, True)
             assert episodes.answers == (task.answer,)
             called = [record.call.name for record in episodes.records[0] if record.call]
             assert called == [call.name for call in task.chain]
-    again = [play(table, ExpertSpeaker(0), tasks[0], 1, True)[0].records for _ in range(2)]
+    again = [play(table, ExpertSpeaker({"right": 1.0}, 0), tasks[0], 1, True)[0].records for _ in range(2)]
     assert again[0] == again[1]
-    with pytest.raises(RunError, match="phantom only"):
-        play(TABLE, ExpertSpeaker(0), tiny_world.task(0), 0, True)
+    with pytest.raises(RunError, match="no scripted expert for noise"):
+        play(TABLE, ExpertSpeaker({"right": 1.0}, 0), tiny_world.task(0), 0, True)
 
 
 def test_many_images_in_one_question():
