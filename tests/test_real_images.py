@@ -9,8 +9,8 @@ import pytest
 import real_images
 
 from mvg_jax.data.files import Files
+from mvg_jax.data.label_names import Name, read_names
 from mvg_jax.data.labelled_volume import volume_tasks
-from mvg_jax.data.names import Name, read_names
 from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import folder

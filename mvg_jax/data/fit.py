@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from mvg_jax.data.exporters.common import to_8bit
-from mvg_jax.data.images import BadImage
+from mvg_jax.data.images import BadImage, to_8bit
 from mvg_jax.data.task import Demonstration, NativeImage, Task
 
 

@@ -105,3 +105,11 @@ def deep(values: np.ndarray, name: str, unit: str = "grey", spacing_mm: float | 
     if window[0] >= window[1]:
         window = (low, high if high > low else low + 1.0)
     return NativeImage(pixels, window, slope, intercept, unit, spacing_mm)
+
+
+def to_8bit(image: NativeImage) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3]: the image as its default window shows it, rounded."""
+    low, high = image.window
+    physical = image.pixels.astype(np.float32) * np.float32(image.slope) + np.float32(image.intercept)
+    grey = (physical - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.rint(np.clip(grey, 0.0, 255.0)).astype(np.uint8)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mvg_jax.data.files import Files
-from mvg_jax.data.names import Name, read_names
+from mvg_jax.data.label_names import Name, read_names
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType, Box, LabelledImage, NativeImage
 from mvg_jax.errors import RunError
@@ -81,7 +81,7 @@ class LabelledVolume:
 
     @classmethod
     def open(cls, files: Files, image: str, labels: str, names: str, **about) -> "LabelledVolume":
-        """The volume of two NIfTI files and a table of names (see `names.read_names`); about: the other fields.
+        """The volume of two NIfTI files and a table of names (see `label_names.read_names`); about: the other fields.
 
         RunError when a file cannot be read, the grids differ, or no named label occurs.
         """

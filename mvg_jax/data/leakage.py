@@ -25,8 +25,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from mvg_jax.data.exporters.common import to_8bit
-from mvg_jax.data.images import BadImage, EncodedRef, ImageRef
+from mvg_jax.data.images import BadImage, EncodedRef, ImageRef, to_8bit
 from mvg_jax.data.records import DataSet, Record
 from mvg_jax.data.task import NativeImage
 from mvg_jax.errors import RunError

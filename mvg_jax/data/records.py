@@ -92,6 +92,17 @@ def collect(
     return tuple(records.values())
 
 
+def unique_id(name: str, seen: set[str], report: ReadReport) -> str:
+    """`name`, told apart from the ids in `seen` if it is one of them; adds it there."""
+    chosen, count = name, 2
+    while chosen in seen:
+        chosen, count = f"{name}#{count}", count + 1
+    if chosen != name:
+        report.note("an id used before, numbered")
+    seen.add(chosen)
+    return chosen
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataSet(Sequence):
     """A random-access source of tasks over records. data[i] loads the images of task i (BadImage); data[i:j] is a DataSet."""

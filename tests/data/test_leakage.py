@@ -8,9 +8,9 @@ from PIL import Image
 
 from mvg_jax.data import leakage, readers
 from mvg_jax.data.exporters import vqa_rad
-from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image
 from mvg_jax.data.files import Files
-from mvg_jax.data.images import FileImage, deep
+from mvg_jax.data.images import FileImage, deep, to_8bit
 from mvg_jax.data.leakage import drop_overlapping, find_overlap, refuse_or_allow
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.data.records import DataSet, ReadReport, Record

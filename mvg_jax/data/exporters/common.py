@@ -9,14 +9,6 @@ from mvg_jax.data.task import AnswerType, NativeImage, Task
 from mvg_jax.errors import RunError
 
 
-def to_8bit(image: NativeImage) -> np.ndarray:
-    """uint8 [H, W] or [H, W, 3]: the image as its default window shows it, rounded."""
-    low, high = image.window
-    physical = image.pixels.astype(np.float32) * np.float32(image.slope) + np.float32(image.intercept)
-    grey = (physical - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.rint(np.clip(grey, 0.0, 255.0)).astype(np.uint8)
-
-
 def encode_image(pixels: np.ndarray, format: str, mode: str | None = None) -> bytes:
     """An image file. pixels: uint8 [H, W] or [H, W, 3]. format: "JPEG" (quality 95) or "PNG". mode: of Pillow; None = L or RGB."""
     image = Image.fromarray(pixels)

@@ -55,6 +55,8 @@ def _row(task: Task, images: list[str]) -> dict[str, Any]:
     }
     if task.chain is not None:
         row["chain"] = [{"name": call.name, "arguments": call.arguments} for call in task.chain]
+    if task.tolerance:
+        row["tolerance"] = task.tolerance
     return {key: value for key, value in row.items() if value not in ([], "") or key == "chain"}
 
 

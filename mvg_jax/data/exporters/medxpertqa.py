@@ -13,8 +13,9 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image
 from mvg_jax.data.exporters.multiple_choice import detail, lettered
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 

@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image
 from mvg_jax.data.exporters.multiple_choice import detail, gold_text, lettered
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.readers.mmmu import KEY, MAX_IMAGES, SUBJECTS
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError

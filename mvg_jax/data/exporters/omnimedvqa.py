@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
 

@@ -11,8 +11,9 @@ import pathlib
 import pickle
 from collections.abc import Sequence
 
-from mvg_jax.data.exporters.common import answer_text, encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.common import answer_text, encode_image, only_image
 from mvg_jax.data.exporters.hf_parquet import write_parquet
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError
 

@@ -11,8 +11,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvg_jax.data.exporters.common import encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image, only_image
 from mvg_jax.data.exporters.multiple_choice import lettered
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.readers.pmc_vqa import LETTERS
 from mvg_jax.data.task import Task
 from mvg_jax.errors import RunError

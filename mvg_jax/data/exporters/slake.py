@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mvg_jax.data.exporters.common import encode_image, to_8bit
+from mvg_jax.data.exporters.common import encode_image
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.readers.slake import KINDS
 from mvg_jax.data.task import AnswerType, Box, Task
 from mvg_jax.errors import RunError

@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from mvg_jax.data.exporters.common import answer_text, encode_image, only_image, to_8bit
+from mvg_jax.data.exporters.common import answer_text, encode_image, only_image
 from mvg_jax.data.exporters.hf_parquet import write_parquet
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
 

@@ -38,11 +38,6 @@ class Noise:
 CT_OVERVIEW = Overview()
 
 
-def overview_weights() -> np.ndarray:
-    """D [VIEW, SIDE] of the CT-like images."""
-    return CT_OVERVIEW.whole()
-
-
 @functools.cache
 def _smallest_passed(overview: Overview) -> float:
     """Share of white noise's power that the overview keeps where it keeps least."""

@@ -26,6 +26,8 @@ answer_type     yes_no    "yes" or "no" in English, the words of the language ot
                 box       [x1, y1, x2, y2] in 0..1000 of the first image, as a list or a text
                 Left out: with `options`, "closed" where the answer is one of their texts, "choice" where it is a letter of them;
                 without, "yes_no" for yes and no, otherwise "open"
+tolerance       only with answer_type number: the largest relative error that is right, 0.1 = 10 %; from 0 to below 1. 0 if left out:
+                then counts must be equal, and measurements round to `answer`
 accepted        list of other answers that are as right
 kind            what is asked about, for tables: "organ", "size", ...; "question" if left out
 modality        "CT", "MRI", "X-Ray", ... (common spellings are made one)
@@ -46,28 +48,23 @@ import math
 import posixpath
 import re
 import string
-from collections.abc import Iterator
 
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.modality import spelt
-from mvg_jax.data.readers.json_rows import text
-from mvg_jax.data.records import DataSet, ReadReport, Record
+from mvg_jax.data.readers.text import field, lines, parse_json
+from mvg_jax.data.records import BadRow, DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType, Box
 from mvg_jax.errors import RunError
 from mvg_jax.tools.spec import ToolCall
 
 SPLITS = ("train", "validation", "test")
 FIELDS = (
-    "id", "images", "question", "answer", "split", "options", "answer_type", "accepted", "kind", "modality", "language",
-    "boxes", "chain",
+    "id", "images", "question", "answer", "split", "options", "answer_type", "tolerance", "accepted", "kind", "modality",
+    "language", "boxes", "chain",
 )  # fmt: skip
 _NUMBER = re.compile(r"-?\d+(\.\d+)?( ?\S+)?")
 _TYPES = ", ".join(AnswerType)
-
-
-class _Fault(Exception):
-    """What is wrong with a line."""
 
 
 def read(files: Files, split: str) -> DataSet:
@@ -75,22 +72,22 @@ def read(files: Files, split: str) -> DataSet:
     name = files.need(f"{split}.jsonl", "questions.jsonl")
     whole_file = name.lower().endswith(f"{split}.jsonl")
     names, report, records, ids = set(files.names), ReadReport(f"folder/{split}"), [], set()
-    for number, line in _lines(files, name):
+    for number, line in lines(files, name):
         report.rows += 1
         try:
             row = _row(line)
             said = row.get("split", split if whole_file else None)
             if said not in SPLITS:
-                raise _Fault(f"split: use one of {', '.join(SPLITS)}")
+                raise BadRow(f"split: use one of {', '.join(SPLITS)}")
             if said != split and whole_file:
-                raise _Fault(f"split: a line of another split in {name}")
+                raise BadRow(f"split: a line of another split in {name}")
             if said != split:
                 report.rows -= 1
                 continue
             record = _record(files, names, posixpath.dirname(name), row, split)
             if record.id in ids:
-                raise _Fault("id: used before")
-        except _Fault as fault:
+                raise BadRow("id: used before")
+        except BadRow as fault:
             report.drop(f"line {number}", str(fault))
             continue
         ids.add(record.id)
@@ -100,35 +97,26 @@ def read(files: Files, split: str) -> DataSet:
     return DataSet("folder", split, tuple(records), report)
 
 
-def _lines(files: Files, name: str) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines that are not blank."""
-    try:
-        content = files.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RunError(f"{name} of {files.root} is not UTF-8: {error}") from error
-    return ((i, line) for i, line in enumerate(content.split("\n"), start=1) if line.strip())
-
-
 def _row(line: str) -> dict:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _Fault("no JSON") from error
+        row = parse_json(line, "the line")
+    except RunError as error:
+        raise BadRow("no JSON") from error
     if not isinstance(row, dict):
-        raise _Fault("no JSON object")
+        raise BadRow("no JSON object")
     if unknown := sorted(set(row) - set(FIELDS)):
-        raise _Fault(f"unknown field {unknown[0]!r}")
+        raise BadRow(f"unknown field {unknown[0]!r}")
     return row
 
 
 def _record(files: Files, names: set[str], folder: str, row: dict, split: str) -> Record:
-    """The record of a line. Raises _Fault."""
+    """The record of a line. Raises BadRow."""
     paths = [posixpath.normpath(posixpath.join(folder, path)) for path in _texts(row, "images", least=1)]
     if missing := [path for path in paths if path not in names]:
-        raise _Fault(f"images: no file {missing[0]}")
+        raise BadRow(f"images: no file {missing[0]}")
     options = _texts(row, "options")
     if len(options) == 1 or len(options) > 26 or len({option.lower() for option in options}) < len(options):
-        raise _Fault("options: two or more different ones, at most 26")
+        raise BadRow("options: two or more different ones, at most 26")
     answer_type, answer = _answer(row, options)
     return Record(
         id=f"folder/{_needed(row, 'id')}",
@@ -145,12 +133,13 @@ def _record(files: Files, names: set[str], folder: str, row: dict, split: str) -
         language=_optional(row, "language", "en"),
         boxes=tuple(_box(box, len(paths)) for box in _items(row, "boxes")),
         chain=tuple(_call(call) for call in _items(row, "chain")) if "chain" in row else None,
+        tolerance=_tolerance(row, answer_type),
     )
 
 
 def _needed(row: dict, key: str) -> str:
-    if not (value := text(row, key)):
-        raise _Fault(f"{key}: needs text")
+    if not (value := field(row, key)):
+        raise BadRow(f"{key}: needs text")
     return value
 
 
@@ -158,20 +147,20 @@ def _optional(row: dict, key: str, default: str) -> str:
     if key not in row:
         return default
     if not isinstance(row[key], str):
-        raise _Fault(f"{key}: needs text")
+        raise BadRow(f"{key}: needs text")
     return row[key].strip() or default
 
 
 def _items(row: dict, key: str) -> list:
     if not isinstance(row.get(key, []), list):
-        raise _Fault(f"{key}: needs a list")
+        raise BadRow(f"{key}: needs a list")
     return row.get(key, [])
 
 
 def _texts(row: dict, key: str, least: int = 0) -> tuple[str, ...]:
     values = _items(row, key)
     if len(values) < least or not all(isinstance(value, str) and value.strip() for value in values):
-        raise _Fault(f"{key}: needs a list of texts")
+        raise BadRow(f"{key}: needs a list of texts")
     return tuple(values)
 
 
@@ -179,11 +168,11 @@ def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
     """(type, answer as text), by the rules of the format."""
     given = row.get("answer_type")
     if given is not None and given not in tuple(AnswerType):
-        raise _Fault(f"answer_type: use one of {_TYPES}")
+        raise BadRow(f"answer_type: use one of {_TYPES}")
     value = row.get("answer")
     if given == AnswerType.BOX:
         if options:
-            raise _Fault("options: not with answer_type box")
+            raise BadRow("options: not with answer_type box")
         return AnswerType.BOX, _box_answer(value)
     if given == AnswerType.NUMBER and isinstance(value, float) and math.isfinite(value):
         return AnswerType.NUMBER, repr(value)
@@ -192,7 +181,7 @@ def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
     is_text, is_letter = answer in options, len(answer) == 1 and answer in letters
     if given is None:
         if options and is_text == is_letter:
-            raise _Fault(
+            raise BadRow(
                 "answer: both an option's text and a letter"
                 if is_text
                 else "answer: none of the options, nor its letter"
@@ -202,42 +191,52 @@ def _answer(row: dict, options: tuple[str, ...]) -> tuple[AnswerType, str]:
         return (AnswerType.YES_NO if answer.lower() in ("yes", "no") else AnswerType.OPEN), answer
     match AnswerType(given):
         case AnswerType.CHOICE if not is_letter:
-            raise _Fault("answer: no letter of the options")
+            raise BadRow("answer: no letter of the options")
         case AnswerType.LIST if options:
-            raise _Fault("options: not with answer_type list")
+            raise BadRow("options: not with answer_type list")
         case AnswerType.YES_NO if row.get("language", "en") == "en" and answer.lower() not in ("yes", "no"):
-            raise _Fault("answer: neither yes nor no")
+            raise BadRow("answer: neither yes nor no")
         case AnswerType.NUMBER if not _NUMBER.fullmatch(answer):
-            raise _Fault("answer: no number")
+            raise BadRow("answer: no number")
         case AnswerType.YES_NO | AnswerType.CLOSED | AnswerType.OPEN | AnswerType.NUMBER if options and not is_text:
-            raise _Fault("answer: none of the options")
+            raise BadRow("answer: none of the options")
     return AnswerType(given), answer
+
+
+def _tolerance(row: dict, answer_type: AnswerType) -> float:
+    if "tolerance" not in row:
+        return 0.0
+    if answer_type != AnswerType.NUMBER:
+        raise BadRow("tolerance: only with answer_type number")
+    if type(row["tolerance"]) not in (int, float) or not 0 <= row["tolerance"] < 1:
+        raise BadRow("tolerance: needs a number from 0 to below 1, 0.1 = 10 %")
+    return float(row["tolerance"])
 
 
 def _box_answer(value) -> str:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise _Fault("answer: no box") from error
+            value = parse_json(value, "the answer")
+        except RunError as error:
+            raise BadRow("answer: no box") from error
     return json.dumps(_xyxy(value, "answer"))
 
 
 def _box(box, images: int) -> Box:
     if not isinstance(box, dict) or set(box) - {"label", "xyxy_1000", "image"}:
-        raise _Fault("boxes: each has label, xyxy_1000 and, if you like, image")
+        raise BadRow("boxes: each has label, xyxy_1000 and, if you like, image")
     label, image = box.get("label"), box.get("image", 0)
     if not (isinstance(label, str) and label.strip()):
-        raise _Fault("boxes: label needs text")
+        raise BadRow("boxes: label needs text")
     if type(image) is not int or not 0 <= image < images:
-        raise _Fault("boxes: image counts the images from 0")
+        raise BadRow("boxes: image counts the images from 0")
     return Box(label, tuple(map(float, _xyxy(box.get("xyxy_1000"), "boxes"))), image)
 
 
-def _xyxy(value, field: str) -> list:
+def _xyxy(value, key: str) -> list:
     numbers = isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) for v in value)
     if not (numbers and 0 <= value[0] < value[2] <= 1000 and 0 <= value[1] < value[3] <= 1000):
-        raise _Fault(f"{field}: needs [x1, y1, x2, y2] in thousandths of the image, x1 < x2, y1 < y2")
+        raise BadRow(f"{key}: needs [x1, y1, x2, y2] in thousandths of the image, x1 < x2, y1 < y2")
     return value
 
 
@@ -248,5 +247,5 @@ def _call(call) -> ToolCall:
         and isinstance(call["name"], str)
         and isinstance(call["arguments"], dict)
     ):
-        raise _Fault("chain: each call has a name and arguments")
+        raise BadRow("chain: each call has a name and arguments")
     return ToolCall(call["name"], call["arguments"])

@@ -18,8 +18,7 @@ from typing import Any
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage, ImageRef
 from mvg_jax.data.readers.hf_parquet import ParquetImage, rows, shards
-from mvg_jax.data.readers.json_rows import load
-from mvg_jax.data.readers.text import text_list
+from mvg_jax.data.readers.text import json_value, text_list
 from mvg_jax.data.records import BadRow, DataSet, ReadReport, Record, collect
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
@@ -72,7 +71,7 @@ def _rows(files: Files, split: str, subjects: tuple[str, ...]) -> Iterator[tuple
 def _key(files: Files) -> dict[str, Any]:
     """The answers published apart, by id; {} when there are none."""
     name = files.find(KEY)
-    key = load(files, name) if name else {}
+    key = json_value(files, name) if name else {}
     if not isinstance(key, dict):
         raise RunError(f"{name} of {files.root}: needs an object of answers by id")
     return key

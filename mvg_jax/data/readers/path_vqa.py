@@ -16,7 +16,8 @@ from mvg_jax.data import plain_pickle
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
-from mvg_jax.data.readers.triplets import check_rows, derived_type, distinct, fold, is_yes_no, json_rows, text
+from mvg_jax.data.readers.text import object_rows, objects
+from mvg_jax.data.readers.triplets import derived_type, distinct, fold, is_yes_no, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.errors import RunError
 
@@ -68,10 +69,10 @@ def _original(files: Files, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if name is None:
         raise RunError(f"{files.root} holds no {split}-*.parquet, {short}_qa.json or {short}_qa.pkl of PathVQA")
     if name.lower().endswith(".json"):
-        rows = json_rows(files, name)
+        rows = object_rows(files, name)
     else:
         what = f"{name} of {files.root}"
-        rows = check_rows(plain_pickle.loads(files.read(name), what), what)
+        rows = objects(plain_pickle.loads(files.read(name), what), what)
     for number, row in enumerate(rows):
         image = text(row.get("image"))
         found = image and files.find(

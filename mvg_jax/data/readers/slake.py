@@ -21,8 +21,8 @@ from PIL import Image
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, FileImage
 from mvg_jax.data.modality import spelt
-from mvg_jax.data.readers import json_rows
-from mvg_jax.data.records import DataSet, ReadReport, Record
+from mvg_jax.data.readers.text import field, json_list, squeeze
+from mvg_jax.data.records import DataSet, ReadReport, Record, unique_id
 from mvg_jax.data.task import AnswerType, Box
 from mvg_jax.errors import RunError
 
@@ -50,8 +50,8 @@ def read(files: Files, split: str) -> DataSet:
     published, _, suffix = split.partition("_")
     name = files.need(*_FILES[published])
     report, records, ids, seen = ReadReport(f"slake/{split}"), [], set(), {}
-    for number, row in enumerate(json_rows.load_list(files, name)):
-        language = json_rows.text(row, "q_lang").lower() if isinstance(row, dict) else ""
+    for number, row in enumerate(json_list(files, name)):
+        language = field(row, "q_lang").lower() if isinstance(row, dict) else ""
         if language in ("en", "zh") and language not in _LANGUAGES[suffix]:
             report.note("a question in another language, not asked for")
             continue
@@ -66,8 +66,8 @@ def read(files: Files, split: str) -> DataSet:
         if image is None:
             report.drop(f"row {number}: {path}", "no such image, or an unreadable one")
             continue
-        qid = json_rows.text(row, "qid") or f"row{number}"
-        name = json_rows.unique(f"slake/{published}/{qid}", ids, report)
+        qid = field(row, "qid") or f"row{number}"
+        name = unique_id(f"slake/{published}/{qid}", ids, report)
         records.append(_record(name, published, row, language, image, boxes))
     return DataSet("slake", split, tuple(records), report)
 
@@ -131,18 +131,18 @@ def _fault(row, language: str) -> str | None:
     if language not in ("en", "zh"):
         return "q_lang is neither en nor zh"
     for key in ("question", "answer"):
-        if not json_rows.text(row, key):
+        if not field(row, key):
             return f"no {key}"
     if not isinstance(row.get("img_name"), str):
         return "no img_name"
-    if json_rows.text(row, "answer_type").upper() not in ("OPEN", "CLOSED"):
+    if field(row, "answer_type").upper() not in ("OPEN", "CLOSED"):
         return "answer_type is neither OPEN nor CLOSED"
     return None
 
 
 def _record(name: str, split: str, row: dict, language: str, image: FileImage, boxes: tuple[Box, ...]) -> Record:
     """The record of a row without faults."""
-    question, answer, kind = (json_rows.text(row, key) for key in ("question", "answer", "content_type"))
+    question, answer, kind = (field(row, key) for key in ("question", "answer", "content_type"))
     answer_type, accepted = _answer_type(row["answer_type"].strip().upper() == "CLOSED", question, answer)
     return Record(
         id=name,
@@ -154,7 +154,7 @@ def _record(name: str, split: str, row: dict, language: str, image: FileImage, b
         answer=answer,
         answer_type=answer_type,
         accepted=accepted,
-        modality=spelt(json_rows.text(row, "modality")),
+        modality=spelt(field(row, "modality")),
         language=language,
         boxes=boxes,
     )
@@ -195,7 +195,7 @@ def _boxes(image: FileImage, report: ReadReport) -> tuple[Box, ...]:
     if name is None:
         return ()
     try:
-        entries = json_rows.load_list(image.files, name)
+        entries = json_list(image.files, name)
     except RunError:
         report.note("a detection.json that is no list of boxes, left out")
         return ()
@@ -211,7 +211,7 @@ def _boxes(image: FileImage, report: ReadReport) -> tuple[Box, ...]:
                 report.note("a box of detection.json without area in its image, left out")
                 continue
             xyxy = (1000 * x1 / width, 1000 * y1 / height, 1000 * x2 / width, 1000 * y2 / height)
-            boxes.append(Box(" ".join(label.split()), xyxy))
+            boxes.append(Box(squeeze(label), xyxy))
     return tuple(boxes)
 
 
@@ -239,7 +239,7 @@ def _labels(files: Files) -> dict[str, set[int]]:
     labels: dict[str, set[int]] = {}
     for match in first if len(first) >= len(last) else last:
         if number := int(match["id"]):
-            labels.setdefault(" ".join(match["label"].split()), set()).add(number)
+            labels.setdefault(squeeze(match["label"]), set()).add(number)
     if not labels:
         raise RunError(f'{name} of {files.root}: no line reads "<number>: <name>" or "<name>: <number>"')
     return labels
@@ -255,7 +255,7 @@ def _triples(files: Files, name: str):
     except csv.Error as error:
         raise RunError(f"{name} of {files.root} is no table: {error}") from error
     for number, row in enumerate(rows, start=1):
-        fields = [" ".join(field.split()) for field in row]
+        fields = [squeeze(cell) for cell in row]
         if number == 1 or not any(fields):
             continue
         if len(fields) < 3 or not all(fields[:3]):

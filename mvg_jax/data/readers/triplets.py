@@ -1,16 +1,13 @@
-"""What data sets of (image, question, answer) triplets share: text as it was typed in, JSON rows, triplets that occur twice."""
+"""What data sets of (image, question, answer) triplets share: text as it was typed in, triplets that occur twice."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, EncodedRef, ImageRef
 from mvg_jax.data.records import ReadReport, Record
 from mvg_jax.data.task import AnswerType
-from mvg_jax.errors import RunError
 
 _YES_NO = ("yes", "no")
 
@@ -34,22 +31,6 @@ def is_yes_no(answer: str) -> bool:
 def derived_type(answer: str) -> AnswerType:
     """The answer type where the data set says none: yes and no are closed, all else is open."""
     return AnswerType.YES_NO if is_yes_no(answer) else AnswerType.OPEN
-
-
-def json_rows(files: Files, name: str) -> list[dict[str, Any]]:
-    """A file that holds a JSON list of objects. RunError if it holds anything else."""
-    try:
-        rows = json.loads(files.read(name).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{name} of {files.root} is no JSON: {error}") from error
-    return check_rows(rows, f"{name} of {files.root}")
-
-
-def check_rows(rows: Any, what: str) -> list[dict[str, Any]]:
-    """`rows` if they are a list of dicts, RunError otherwise."""
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RunError(f"{what} is no list of rows with named fields")
-    return rows
 
 
 def distinct(records: Iterable[Record], others: Iterable[Record], report: ReadReport) -> tuple[Record, ...]:

@@ -2,7 +2,7 @@
 
     image.nii.gz or image.nii      what is shown
     labels.nii.gz or labels.nii    a whole number a voxel, on the same grid
-    names.txt, .csv, .tsv, .json   what the numbers stand for (data.names.read_names); may lie once above all subjects
+    names.txt, .csv, .tsv, .json   what the numbers stand for (data.label_names.read_names); may lie once above all subjects
     volume.json                    optional: {"modality": "MRI", "unit": "grey" | "HU", "window": [low, high], "view": 448,
                                    "kinds": ["structure", ...]}; likewise
 
@@ -10,10 +10,9 @@ view: side in pixels of the overview a model is shown, which decides which quest
 said. The tasks: data.labelled_volume.
 """
 
-import json
-
 from mvg_jax.data.files import Files
 from mvg_jax.data.labelled_volume import KINDS, SPLITS, LabelledVolume, volume_tasks
+from mvg_jax.data.readers.text import json_value
 from mvg_jax.data.records import DataSet
 from mvg_jax.errors import RunError
 
@@ -64,10 +63,7 @@ def _beside(files: Files, folder: str, ends: tuple[str, ...], above: bool = Fals
 
 
 def _about(files: Files, name: str) -> dict:
-    try:
-        about = json.loads(files.read(name))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{name} is not JSON: {error}") from error
+    about = json_value(files, name)
     checks = {
         "modality": lambda v: isinstance(v, str),
         "unit": lambda v: v in ("grey", "HU"),

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import FileImage
 from mvg_jax.data.readers import hf_parquet
-from mvg_jax.data.readers.triplets import derived_type, distinct, fold, is_yes_no, json_rows, text
+from mvg_jax.data.readers.text import object_rows
+from mvg_jax.data.readers.triplets import derived_type, distinct, fold, is_yes_no, text
 from mvg_jax.data.records import DataSet, ReadReport, Record
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError
@@ -120,7 +121,7 @@ def _side(files: Files) -> dict[tuple[str, str], _Said]:
     """(question, answer) -> what the raw layouts beside the parquet files say, where they do not contradict themselves."""
     found = defaultdict(set)
     for name in (files.find(_OSF), *(files.find(name) for name in _MEVF.values())):
-        for row in json_rows(files, name) if name else ():
+        for row in object_rows(files, name) if name else ():
             found[fold(text(row.get("question"))), fold(text(row.get("answer")))].add(_said(row))
     agreed = lambda values: values.pop() if len(values) == 1 else ""
     return {
@@ -129,7 +130,7 @@ def _side(files: Files) -> dict[tuple[str, str], _Said]:
 
 
 def _osf_rows(files: Files, name: str, split: str, report: ReadReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(json_rows(files, name)):
+    for number, row in enumerate(object_rows(files, name)):
         row_id, phrase = text(row.get("qid")) or f"row {number}", text(row.get("phrase_type"))
         if phrase not in _PHRASES:
             report.rows += 1
@@ -141,7 +142,7 @@ def _osf_rows(files: Files, name: str, split: str, report: ReadReport) -> Iterat
 
 def _mevf_rows(files: Files, split: str, report: ReadReport) -> Iterator[tuple[str, dict[str, Any]]]:
     name = files.find(_MEVF["test" if split == "test" else "train"])
-    for number, row in enumerate(json_rows(files, name) if name else ()):
+    for number, row in enumerate(object_rows(files, name) if name else ()):
         report.rows += 1
         row_id = text(row.get("qid")) or f"row {number}"
         if text(row.get("phrase_type")) == "frame" and split == "train":

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvg_jax.data.exporters.common import answer_text, encode_image, to_8bit
+from mvg_jax.data.exporters.common import answer_text, encode_image
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import AnswerType, NativeImage, Task
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from mvg_jax.data import readers
 from mvg_jax.data.exporters import omnimedvqa as exporter
-from mvg_jax.data.exporters.common import to_8bit
 from mvg_jax.data.files import Files
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import AnswerType, NativeImage, Task
 from mvg_jax.errors import RunError
 

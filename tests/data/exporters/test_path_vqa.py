@@ -8,7 +8,7 @@ from PIL import Image
 
 from mvg_jax.data import readers
 from mvg_jax.data.exporters import path_vqa
-from mvg_jax.data.exporters.common import to_8bit
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.errors import RunError
 

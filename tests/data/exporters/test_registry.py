@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mvg_jax.data import exporters, readers
-from mvg_jax.data.exporters.common import to_8bit
 from mvg_jax.data.exporters.multiple_choice import gold_text
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError

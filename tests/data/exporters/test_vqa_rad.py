@@ -6,7 +6,7 @@ import pytest
 
 from mvg_jax.data import readers
 from mvg_jax.data.exporters import vqa_rad
-from mvg_jax.data.exporters.common import to_8bit
+from mvg_jax.data.images import to_8bit
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.data.task import AnswerType
 from mvg_jax.errors import RunError

@@ -145,7 +145,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(original, tmp_path):
 
 
 def test_a_pickle_of_something_else_is_named(original):
-    with pytest.raises(RunError, match=r"train_qa\.pkl of .* is no list of rows"):
+    with pytest.raises(RunError, match=r"row 0 of .*train_qa\.pkl of .* is no object"):
         read(original(["train_0001"]))
 
 

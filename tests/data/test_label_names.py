@@ -1,6 +1,6 @@
 import pytest
 
-from mvg_jax.data.names import Name, parse_name, read_names
+from mvg_jax.data.label_names import Name, parse_name, read_names
 from mvg_jax.errors import RunError
 
 
