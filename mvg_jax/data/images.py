@@ -1,4 +1,7 @@
-"""Encoded images into native ones: what FORMATS names, and DICOM. Colour becomes RGB, grey stays grey with all of its bits."""
+"""Encoded images into native ones: what FORMATS names, and DICOM. Colour becomes RGB, grey stays grey with all of its bits.
+
+And back: native images as 8 bits show them.
+"""
 
 import dataclasses
 import io

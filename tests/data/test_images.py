@@ -7,7 +7,8 @@ from PIL import Image
 
 from mvg_jax.data import images
 from mvg_jax.data.files import Files
-from mvg_jax.data.images import BadImage, EncodedRef, FileImage, decode, deep
+from mvg_jax.data.images import BadImage, EncodedRef, FileImage, decode, deep, to_8bit
+from mvg_jax.data.task import NativeImage
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 COLOUR = np.stack([GREY, 255 - GREY, np.full_like(GREY, 7)], -1)
@@ -26,6 +27,35 @@ def physical(image):
 def test_grey_stays_grey_and_colour_becomes_rgb():
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY)), "a").pixels, GREY)
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(COLOUR)), "a").pixels, COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "shape"),
+    [
+        ("L", "PNG", (3, 4)),
+        ("1", "PNG", (3, 4)),
+        ("LA", "PNG", (3, 4)),
+        ("RGB", "PNG", (3, 4, 3)),
+        ("RGBA", "PNG", (3, 4, 3)),
+        ("P", "PNG", (3, 4, 3)),
+        ("CMYK", "JPEG", (3, 4, 3)),
+        ("CMYK", "TIFF", (3, 4, 3)),
+        ("YCbCr", "JPEG", (3, 4, 3)),
+        ("RGB", "WEBP", (3, 4, 3)),
+        ("L", "GIF", (3, 4, 3)),  # always a palette
+        ("RGB", "BMP", (3, 4, 3)),
+    ],
+)
+def test_eight_bit_modes(mode, format, shape):
+    native = decode(encoded(Image.fromarray(GREY).convert(mode), format), "x")
+    assert (native.pixels.dtype, native.pixels.shape, native.window) == (np.uint8, shape, (0.0, 255.0))
+
+
+def test_a_photograph_with_a_second_picture_inside():
+    content = encoded(
+        Image.new("RGB", (4, 3), (90, 90, 90)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 3))]
+    )
+    assert abs(decode(content, "x").pixels.astype(int) - 90).max() < 3
 
 
 def test_cmyk_jpeg_becomes_rgb():
@@ -77,9 +107,19 @@ def test_floats_keep_65535_steps():
     np.testing.assert_allclose(physical(image), values, atol=4 / 65535)
 
 
-@pytest.mark.parametrize("wrong", [np.array([[1.0, np.nan]]), np.zeros((2, 2, 2)), np.zeros((0, 4))])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.array([[1.0, np.nan]]),
+        np.array([[np.inf, 1.0]]),
+        np.array([[-1.7e308, 1.7e308]]),
+        np.zeros((2, 2, 2)),
+        np.zeros((0, 4)),
+        np.zeros(3),
+    ],
+)
 def test_values_that_are_no_finite_plane_are_refused(wrong):
-    with pytest.raises(BadImage, match=r"a\.tif"):
+    with pytest.raises(BadImage, match=r"^a\.tif: "):
         deep(wrong, "a.tif")
 
 
@@ -103,11 +143,24 @@ def test_the_first_of_several_frames_counts():
     )
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\n(hello) show\nshowpage\n%%EOF\n"
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>404</html>", encoded(Image.fromarray(COLOUR))[:-30]], ids=["empty", "html", "cut"]
+    "content",
+    [
+        b"",
+        b"<html>404</html>",
+        encoded(Image.fromarray(COLOUR))[:-30],
+        encoded(Image.fromarray(GREY))[:50],
+        encoded(Image.new("RGB", (64, 64)), "JPEG")[:400],
+        EPS,  # would start another program
+        encoded(Image.fromarray(np.full((3, 4), np.nan, np.float32)), "TIFF"),
+    ],
+    ids=["empty", "html", "cut PNG", "shorter PNG", "cut JPEG", "EPS", "not finite"],
 )
 def test_what_is_no_whole_image_is_named(content):
-    with pytest.raises(BadImage, match=r"some/image\.png"):
+    with pytest.raises(BadImage, match=r"^some/image\.png"):
         decode(content, "some/image.png")
 
 
@@ -143,3 +196,14 @@ def test_a_file_image_loads_when_asked_and_pickles_small(tmp_path):
     np.testing.assert_array_equal(again.load().pixels, GREY)
     with pytest.raises(BadImage, match=r"gone\.png"):
         FileImage(Files(tmp_path), "gone.png").load()
+
+
+def test_the_default_window_of_8_bits_changes_nothing():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(to_8bit(NativeImage(pixels)), pixels)
+
+
+def test_the_window_is_in_physical_units_and_clips():
+    raw = np.array([[0, 864, 1064, 1264, 4000]], np.uint16)  # HU + 1024
+    image = NativeImage(raw, window=(-160.0, 240.0), intercept=-1024.0, unit="HU")
+    np.testing.assert_array_equal(to_8bit(image), [[0, 0, 128, 255, 255]])

@@ -8,7 +8,7 @@ from PIL import Image
 from mvg_jax.data import readers
 from mvg_jax.data.files import Files
 from mvg_jax.data.images import BadImage, FileImage
-from mvg_jax.data.records import NAMED, DataSet, ReadReport, Record
+from mvg_jax.data.records import NAMED, BadRow, DataSet, ReadReport, Record, collect, unique_id
 from mvg_jax.data.task import AnswerType, Box
 from mvg_jax.errors import RunError
 
@@ -97,3 +97,43 @@ def test_a_data_set_or_split_that_is_not_there_is_answered_with_those_that_are(t
         readers.read("vqarad", tmp_path, "train")
     with pytest.raises(RunError, match=r"path_vqa has the splits train, validation, test, not 'dev'"):
         readers.read("path_vqa", tmp_path, "dev")
+
+
+def record(name):
+    return Record(name, "set", "test", "kind", (), "What?", "A", AnswerType.CHOICE, options=("x", "y"))
+
+
+def make(name, row):
+    if row is None:
+        raise BadRow("nothing in it")
+    return record(row)
+
+
+def test_rows_are_made_or_dropped_with_a_reason():
+    report = ReadReport("set test")
+    records = collect(report, [("1", "a"), ("2", None), ("3", "a"), ("4", "b")], make)
+    assert [record.id for record in records] == ["a", "b"]
+    assert (report.rows, report.dropped) == (4, {"nothing in it": 1, "the id of an earlier row": 1})
+    assert str(report).splitlines()[0] == "set test: 4 rows read, 2 kept, 2 dropped"
+
+
+def test_other_errors_are_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        collect(ReadReport("x"), [("1", 0)], lambda name, row: 1 / row)
+
+
+def test_a_report_names_few_rows_and_no_control_characters():
+    report = ReadReport("set")
+    for number in range(NAMED + 3):
+        report.drop(f"{number}\x1b[2J" + "long" * 1000, "why")
+    line = str(report).splitlines()[1]
+    assert line.isprintable()
+    assert len(line) < 600
+    assert line.startswith(f"  dropped {NAMED + 3}: why (0?[2J")
+    assert line.endswith(" ...)")
+
+
+def test_ids_stay_unique():
+    seen, report = set(), ReadReport("set")
+    assert [unique_id(name, seen, report) for name in ("a", "a", "a#2", "b", "a")] == ["a", "a#2", "a#2#2", "b", "a#3"]
+    assert report.notes == {"an id used before, numbered": 3}

@@ -24,6 +24,7 @@ TASKS = [
     ),
     Task("c", "mine", "open", (FLAT,), "What?", "a cyst", answer_type=AnswerType.OPEN, accepted=("cyst",)),
     Task("d", "mine", "letter", (FLAT,), "What?", "B", ("one", "two"), answer_type=AnswerType.CHOICE),
+    Task("e", "mine", "size", (FLAT,), "How wide?", "12 mm", answer_type=AnswerType.NUMBER, tolerance=0.15),
 ]  # fmt: skip
 
 

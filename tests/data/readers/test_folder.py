@@ -132,6 +132,11 @@ def test_numbers_may_be_numbers(root, answer, text):
     assert only(root, answer=answer, answer_type="number").answer == text
 
 
+@pytest.mark.parametrize(("given", "tolerance"), [({}, 0.0), ({"tolerance": 0}, 0.0), ({"tolerance": 0.1}, 0.1)])
+def test_a_number_may_be_off_by_its_tolerance(root, given, tolerance):
+    assert only(root, answer="12 mm", answer_type="number", **given).task().tolerance == tolerance
+
+
 @pytest.mark.parametrize("answer", [[0, 10, 20.5, 1000], "[0, 10, 20.5, 1000]"])
 def test_boxes_as_answers(root, answer):
     record = only(root, answer=answer, answer_type="box")
@@ -171,6 +176,14 @@ BOX = {"label": "x", "xyxy_1000": [0, 0, 1, 1]}
         ({"answer_type": "choice", "answer": "A"}, "answer: no letter of the options"),
         ({"answer_type": "yes_no", "answer": "maybe"}, "answer: neither yes nor no"),
         ({"answer_type": "number"}, "answer: no number"),
+        ({"tolerance": 0.1}, "tolerance: only with answer_type number"),
+        *(
+            (
+                {"answer_type": "number", "answer": "2 mm", "tolerance": bad},
+                "tolerance: needs a number from 0 to below 1",
+            )
+            for bad in (-0.1, 1, 10, True, "0.1", None, float("nan"), [])
+        ),
         ({"answer_type": "number", "answer": float("inf")}, "answer: needs text"),
         ({"answer_type": "word"}, "answer_type: use one of yes_no, closed, open, choice, number, list, box"),
         ({"answer_type": "box"}, "answer: no box"),
