@@ -40,7 +40,7 @@ class Played:
     """A finished episode. records: its turns and what came of them. texts: the observations' lines, one a turn ("" = none).
 
     tokens: that the model wrote. source: who spoke ("expert", a model's name); sample: which try at the task it was.
-    terms: the reward terms, unweighted. The task's certificate is not stored.
+    terms: the reward terms, unweighted. The task's certificate and tolerance are not stored.
     """
 
     task: Task

@@ -180,7 +180,7 @@ BOX = {"label": "x", "xyxy_1000": [0, 0, 1, 1]}
         *(
             (
                 {"answer_type": "number", "answer": "2 mm", "tolerance": bad},
-                "tolerance: needs a number from 0 to below 1",
+                "tolerance: needs a number from 0 to below 1, 0.1 = 10 %",
             )
             for bad in (-0.1, 1, 10, True, "0.1", None, float("nan"), [])
         ),
