@@ -1,6 +1,10 @@
-"""What exporters share: native images as other people's files hold them, 8 bits a channel."""
+"""What exporters share: native images as other people's files hold them, 8 bits a channel; folders and zips of them."""
 
+import contextlib
 import io
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -27,3 +31,27 @@ def only_image(task: Task) -> NativeImage:
 def answer_text(task: Task) -> str:
     """The answer in words: the option's text where the task asks for its letter."""
     return task.options[ord(task.answer) - ord("A")] if task.answer_type is AnswerType.CHOICE else task.answer
+
+
+@contextlib.contextmanager
+def writer(
+    folder: Path, archive: str | None, top: str = "", new: str | None = None
+) -> Iterator[Callable[[str, bytes], None]]:
+    """Gives `put(name, content)`: writes a file below the folder, or adds it to the zip `archive` there, its name after `top`.
+
+    RunError if the file `new` is there already.
+    """
+    if archive is None:
+        if new is not None and (folder / new).exists():
+            raise RunError(f"{folder / new} is there already")
+
+        def put(name: str, content: bytes) -> None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+        yield put
+    else:
+        with zipfile.ZipFile(folder / archive, "a") as file:
+            if new is not None and top + new in file.namelist():
+                raise RunError(f"{new} is there already, in {folder / archive}")
+            yield lambda name, content: file.writestr(top + name, content)

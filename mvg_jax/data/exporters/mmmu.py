@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvg_jax.data.exporters.common import encode_image
-from mvg_jax.data.exporters.multiple_choice import detail, gold_text, lettered
+from mvg_jax.data.exporters.common import answer_text, encode_image
+from mvg_jax.data.exporters.multiple_choice import detail, lettered
 from mvg_jax.data.images import to_8bit
 from mvg_jax.data.readers.mmmu import KEY, MAX_IMAGES, SUBJECTS
 from mvg_jax.data.task import Task
@@ -67,7 +67,7 @@ def _rows(tasks: Sequence[Task], split: str, indices: range, key: dict[str, Any]
         if not (task.options or open_question):
             continue
         if open_question:
-            options, gold = (), [gold_text(task), gold_text(task).title()]
+            options, gold = (), [answer_text(task), answer_text(task).title()]
         else:
             options, gold = lettered(task, index, len(task.options))
         pictures = [to_8bit(image) for image in task.images]

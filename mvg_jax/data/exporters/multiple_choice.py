@@ -4,14 +4,10 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from mvg_jax.data.task import AnswerType, Task
+from mvg_jax.data.exporters.common import answer_text
+from mvg_jax.data.task import Task
 
 FILLERS = ("None of these", "Not visible", "Cannot be told")
-
-
-def gold_text(task: Task) -> str:
-    """The text of the right answer."""
-    return task.options[ascii_uppercase.index(task.answer)] if task.answer_type == AnswerType.CHOICE else task.answer
 
 
 def lettered(task: Task, index: int, count: int) -> tuple[tuple[str, ...], str]:
@@ -19,7 +15,7 @@ def lettered(task: Task, index: int, count: int) -> tuple[tuple[str, ...], str]:
 
     It moves on by one with `index`, so that every letter is right as often.
     """
-    gold = gold_text(task)
+    gold = answer_text(task)
     texts = [gold, *(option for option in task.options if option != gold), *FILLERS][:count]
     place = index % len(texts)
     return tuple(texts[-place:] + texts[:-place]) if place else tuple(texts), ascii_uppercase[place]

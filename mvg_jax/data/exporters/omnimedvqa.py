@@ -8,14 +8,12 @@ of modalities are as dirty as the published ones. The first task's gold stands a
 comes a row whose gold is none of the options.
 """
 
-import contextlib
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvg_jax.data.exporters.common import encode_image
+from mvg_jax.data.exporters.common import encode_image, writer
 from mvg_jax.data.images import to_8bit
 from mvg_jax.data.task import AnswerType, Task
 from mvg_jax.errors import RunError
@@ -39,7 +37,8 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
         raise RunError(f"omnimedvqa has the layouts {', '.join(LAYOUTS)} and the splits {', '.join(SPLITS)}")
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {source: [] for source in SOURCES}
-    with _writer(folder, layout, f"QA_information/{SPLITS[split]}/{SOURCES[0]}.json") as put:
+    archive, top = ("OmniMedVQA.zip", "OmniMedVQA/") if layout == "zip" else (None, "")
+    with writer(folder, archive, top, new=f"QA_information/{SPLITS[split]}/{SOURCES[0]}.json") as put:
         fitting = (task for task in tasks if 2 <= len(task.options) <= 4 and len(task.images) == 1)
         for index, task in enumerate(fitting):
             source = SOURCES[index % len(SOURCES)]
@@ -73,22 +72,3 @@ def _twice(row: dict[str, Any]) -> dict[str, Any]:
     letters = [letter for letter in "ABCD" if f"option_{letter}" in row]
     wrong = [letter for letter in letters if row[f"option_{letter}"] != row["gt_answer"]]
     return row | {f"option_{(wrong or letters)[-1]}": row["gt_answer"]}
-
-
-@contextlib.contextmanager
-def _writer(folder: Path, layout: str, sign: str) -> Iterator[Callable[[str, bytes], None]]:
-    """Gives `put(name, content)`, which writes a file below the folder or into the zip. RunError if there is a file `sign`."""
-    if layout == "folder":
-        if (folder / sign).exists():
-            raise RunError(f"{folder / sign} is there already")
-
-        def put(name: str, content: bytes) -> None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-
-        yield put
-    else:
-        with zipfile.ZipFile(folder / "OmniMedVQA.zip", "a") as archive:
-            if f"OmniMedVQA/{sign}" in archive.namelist():
-                raise RunError(f"{sign} is there already, in {folder / 'OmniMedVQA.zip'}")
-            yield lambda name, content: archive.writestr(f"OmniMedVQA/{name}", content)

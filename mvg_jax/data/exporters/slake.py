@@ -8,17 +8,15 @@ labels an English one whose answer is a list; a question about the knowledge gra
 answers in drifting case. Boxes become detection.json and, as ellipses, mask.png.
 """
 
-import contextlib
 import hashlib
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvg_jax.data.exporters.common import encode_image
+from mvg_jax.data.exporters.common import encode_image, writer
 from mvg_jax.data.images import to_8bit
 from mvg_jax.data.readers.slake import KINDS
 from mvg_jax.data.task import AnswerType, Box, Task
@@ -54,10 +52,11 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
         raise RunError(f"slake has the layouts {', '.join(LAYOUTS)} and the splits {', '.join(SPLITS)}")
     folder.mkdir(parents=True, exist_ok=True)
     name = "validate" if (split, layout) == ("validation", "original") else split
+    zips = ("imgs.zip", "KG.zip") if layout == "hub" else (None, None)
     first = 1 + _IMAGES_OF_A_SPLIT * SPLITS.index(split)
     ids, asked = _mask_ids(folder / "mask.txt", layout), {}
     with open(folder / f"{name}.json", "x", encoding="utf-8") as file:
-        with _writer(folder, "imgs", layout) as put:
+        with writer(folder, zips[0]) as put:
             for task in tasks:
                 if len(task.images) != 1:
                     continue
@@ -79,7 +78,7 @@ def export(tasks: Sequence[Task], folder: Path, split: str, layout: str) -> None
         json.dump(rows, file, ensure_ascii=False, indent=1)
     (folder / "mask.txt").write_text("".join(_MASK_LINES[layout].format(*item) for item in ids.items()), "utf-8")
     if not (folder / _TABLES_THERE[layout]).exists():
-        with _writer(folder, "KG", layout) as put:
+        with writer(folder, zips[1]) as put:
             for table, lines in _TABLES.items():
                 put(f"KG/{table}.csv", "\n".join(lines).encode())
 
@@ -162,18 +161,3 @@ def _mask_ids(path: Path, layout: str) -> dict[str, int]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     pairs = (line.split(": ", 1)[::-1] if layout == "original" else line.rsplit(" ", 1) for line in lines)
     return {label: int(number) for label, number in pairs}
-
-
-@contextlib.contextmanager
-def _writer(folder: Path, archive: str, layout: str) -> Iterator[Callable[[str, bytes], None]]:
-    """Gives `put(name, content)`, which writes a file below the folder or into a zip there."""
-    if layout == "original":
-
-        def put(name: str, content: bytes) -> None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-
-        yield put
-    else:
-        with zipfile.ZipFile(folder / f"{archive}.zip", "a") as file:
-            yield file.writestr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mvg_jax.data import exporters, readers
-from mvg_jax.data.exporters.multiple_choice import gold_text
+from mvg_jax.data.exporters.common import answer_text
 from mvg_jax.data.images import to_8bit
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.data.task import AnswerType
@@ -45,7 +45,7 @@ def small(image):
 
 def said(record):
     """The text of a record's answer."""
-    return gold_text(record) if record.answer_type == AnswerType.CHOICE else record.answer
+    return answer_text(record)
 
 
 @pytest.mark.parametrize(("name", "layout", "split", "more"), WRITTEN)
