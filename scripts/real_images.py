@@ -4,7 +4,7 @@
 
     OUT/volume          one brain: T1 MR of 181 x 217 x 181 mm, the AAL atlas on its grid, named in eleven coarse structures
     OUT/aal/volume      the same with the atlas's own 116 names
-    OUT/dicom           about 20 different images of people in 73 DICOM files, test cards and odd encodings among them
+    OUT/dicom           about 20 different images of people in 68 DICOM files, test cards and odd encodings among them
     OUT/tokenizer       the embedded model's tokenizer with words of the brain in place of words of the phantoms, ids unchanged
     OUT/LICENCES.txt    what the packages say about their files
 
