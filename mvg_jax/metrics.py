@@ -4,14 +4,15 @@ A step's metrics stay on the device until the next step has been dispatched, so 
 device wait.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -126,20 +127,27 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replaces the file in one piece, or leaves it as it was and raises RunError. Only process 0 writes."""
     if jax.process_index() != 0:
         return
-    path = pathlib.Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to be written that takes the place of `path` in one piece, unless something is raised. OSError as of files."""
+    path = pathlib.Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _keep_until(path: pathlib.Path, step: int) -> None:

@@ -28,6 +28,7 @@ from mvg_jax.data.task import AnswerType, Box, Demonstration, NativeImage, Task,
 from mvg_jax.env.episode import Stop, TurnRecord
 from mvg_jax.env.protocol import ANSWER, CALL, Malformed, parse_turn, render_turn, turn_body
 from mvg_jax.errors import RunError
+from mvg_jax.metrics import replacing
 from mvg_jax.tools import Registry, ToolCall, ToolError, default_registry
 
 FORMAT = "1"  # raise it when a column changes
@@ -73,24 +74,15 @@ def write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = pathlib.Path(path)
     head = {"mvg_jax.trajectories": FORMAT, "mvg_jax.config": digest, "mvg_jax.notes": json.dumps(notes or {})}
     seen: set[str] = set()
     rows = [_row(episode, seen) for episode in episodes]
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         table = pa.Table.from_pylist(rows, _schema().with_metadata(head))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                # Statistics and dictionaries of so small groups are larger than what they save.
-                plain = {"use_dictionary": False, "write_statistics": False}
-                pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **plain)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(path) as file:
+            # Statistics and dictionaries of so small groups are larger than what they save.
+            plain = {"use_dictionary": False, "write_statistics": False}
+            pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **plain)
     except (OSError, pa.ArrowException, UnicodeError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
 
