@@ -31,7 +31,7 @@ from mvg_jax.errors import RunError
 from mvg_jax.metrics import replacing
 from mvg_jax.tools import Registry, ToolCall, ToolError, default_registry
 
-FORMAT = "1"  # raise it when a column changes
+FORMAT = "2"  # raise it when a column changes
 GROUP_ROWS = 8  # rows of a row group: the pixels read at a time
 MAX_VIEWS_A_TURN = 16
 
@@ -41,7 +41,7 @@ class Played:
     """A finished episode. records: its turns and what came of them. texts: the observations' lines, one a turn ("" = none).
 
     tokens: that the model wrote. source: who spoke ("expert", a model's name); sample: which try at the task it was.
-    terms: the reward terms, unweighted. The task's certificate and tolerance are not stored.
+    terms: the reward terms, unweighted. The task's certificate is not stored.
     """
 
     task: Task
@@ -215,6 +215,7 @@ def _schema():
             *(field(name, text) for name in ("id", "dataset", "kind", "question", "answer")),
             *(field(name, many(text)) for name in ("options", "accepted")),
             *(field(name, text) for name in ("answer_type", "modality", "language")),
+            field("tolerance", pa.float64()),
             field("boxes", many(box)),
             field("chain", many(text), nullable=True),  # calls as JSON
             field("images", many(image)),
@@ -269,6 +270,7 @@ def _row(episode: Played, seen: set[str]) -> dict[str, Any]:
         "answer_type": task.answer_type.value,
         "modality": task.modality,
         "language": task.language,
+        "tolerance": task.tolerance,
         "boxes": [
             dict(zip(("x1", "y1", "x2", "y2"), map(float, box.xyxy), strict=True))
             | {"label": box.label, "image": box.image}
@@ -386,6 +388,7 @@ def _episode(values: dict[str, Any], images: Sequence[NativeImage], registry: Re
         fits = all(map(math.isfinite, (box["x1"], box["y1"], box["x2"], box["y2"])))
         _require(fits and 0 <= box["image"] < len(values["images"]), "boxes", "has an impossible box")
     _require(values["answer_type"] in set(AnswerType), "answer_type", f"is {values['answer_type'][:80]!r}")
+    _require(0 <= values["tolerance"] < math.inf, "tolerance", "is not 0 or above")
     for term in values["terms"]:
         _require(math.isfinite(term["value"]), "terms", "is not finite")
     chain = values["chain"]
@@ -403,6 +406,7 @@ def _episode(values: dict[str, Any], images: Sequence[NativeImage], registry: Re
         accepted=tuple(values["accepted"]),
         modality=values["modality"],
         language=values["language"],
+        tolerance=values["tolerance"],
     )
     records, held = [], len(values["images"])
     for i, said in enumerate(values["turns"]):

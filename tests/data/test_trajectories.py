@@ -47,6 +47,7 @@ def task(name="a/1", images=(IMAGES["grey 16"],)):
         accepted=("x", ""),
         modality="CT",
         language="zh",
+        tolerance=0.1,
     )
 
 
