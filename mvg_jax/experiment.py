@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from mvg_jax.data import experts, phantom, trajectories
 from mvg_jax.data.catalog import EMBEDDED, choose, find_root, keep, open_source
 from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
+from mvg_jax.data.images import BadImage
 from mvg_jax.data.labelled_volume import VolumeLessons
 from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, refuse_or_allow
 from mvg_jax.data.phantom.views import Overview
@@ -125,12 +127,23 @@ class Experiment:
     def training_phases(self) -> tuple[list[Phase], OverlapReport | None]:
         """The mixture of tasks to train on, and those that take its place later; and what published data among them share with the
         evaluation's (None: nothing was compared). RunError for shared images, unless config.data.overlap says otherwise."""
-        data, evaluation = self.config.data, self.config.eval
+        data = self.config.data
         mixtures = [(m.first, [choose(text) for text in m.sets]) for m in (Mixture(0, data.sets), *data.curriculum)]
         opened = {
             (name, split): self.source(name, split or "train", data.first, data.size)
             for name, split in dict.fromkeys(choice[:2] for _, choices in mixtures for choice in choices)
         }
+        opened, overlap = self.without_overlap(opened)
+        phases = [
+            Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
+            for first, choices in mixtures
+        ]
+        return phases, overlap
+
+    def without_overlap(self, opened: dict[Any, Any]) -> tuple[dict[Any, Any], OverlapReport | None]:
+        """Sources to learn from, without the published questions whose images the evaluation shows too, and what was found (None:
+        nothing was compared). RunError for shared images, unless config.data.overlap says otherwise."""
+        evaluation, rule = self.config.eval, self.config.data.overlap
         judged = [
             self.source(name, split or evaluation.split, 0, sys.maxsize)
             for name, split, _ in map(choose, evaluation.sets)
@@ -138,15 +151,11 @@ class Experiment:
         ]
         published = [source for source in opened.values() if isinstance(source, DataSet)]
         overlap = find_overlap(published, judged) if published and judged else None
-        if overlap and data.overlap == "drop":
+        if overlap and rule == "drop":
             opened = {key: drop_overlapping(s, overlap) if s in published else s for key, s in opened.items()}
         elif overlap:
-            refuse_or_allow(overlap, data.overlap == "allow")
-        phases = [
-            Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
-            for first, choices in mixtures
-        ]
-        return phases, overlap
+            refuse_or_allow(overlap, rule == "allow")
+        return opened, overlap
 
     def lessons(self):
         """Random access to labelled images for stage `vision`: of the volumes to train on, or else phantoms."""
@@ -176,7 +185,15 @@ class Experiment:
                 f"config.sft.validation {c.validation}: at least one batch of config.sft.prompts {c.prompts}"
             )
         train = Subset(store, tuple(sorted(i for name in order for i in by_task[name])))
-        return train, [self.bucket.fit_demonstration(store[i]) for i in held]
+        if len(train) < c.prompts:
+            raise RunError(
+                f"{c.trajectories}: {len(store)} trajectories, of which config.sft.validation {c.validation} leaves {len(train)} to "
+                f"imitate: fewer than config.sft.prompts {c.prompts}"
+            )
+        try:
+            return train, [self.bucket.fit_demonstration(store[i]) for i in held]
+        except BadImage as error:
+            raise RunError(f"{c.trajectories}: a held-out trajectory does not fit: {error}") from error
 
     def _check_turns(self, turns: Sequence[Turn], what: str) -> None:
         """RunError unless the turns fit the limits of the run."""

@@ -132,12 +132,21 @@ def load(experiment: Experiment, shard: Sequence[tuple[Any, int]]) -> tuple[list
 
 
 def open_sources(experiment: Experiment) -> list[tuple[Any, list[int]]]:
-    """(source, indices) of each data set of the config: the first tasks of the phantom, tasks from all over the others."""
+    """(source, indices) of each data set of the config: the first tasks of the phantom, tasks from all over the others.
+
+    RunError for images that the evaluation shows too, as config.data.overlap says: stage sft does not compare what was collected.
+    """
     config = experiment.config
     data, choices = config.data, [catalog.choose(text) for text in config.data.sets]
     total, opened = sum(choice.weight for choice in choices), []
+    sources = {
+        (name, split): experiment.source(name, split or "train", data.first, data.size) for name, split, _ in choices
+    }
+    sources, overlap = experiment.without_overlap(sources)
+    if overlap:
+        program.say(str(overlap))
     for name, split, weight in choices:
-        source = experiment.source(name, split or "train", data.first, data.size)
+        source = sources[name, split]
         size = min(len(source), round(config.collect.tasks * weight / total))
         if isinstance(source, DataSet):
             program.say(str(source.report))
@@ -204,6 +213,8 @@ def claim(config: Config, who: str, out: pathlib.Path) -> str:
     for name in ("tools", "kinds", "keep"):
         del decides["collect"][name]
     del decides["collect"]["filters"]["chains_per_kind"]
+    if config.data.overlap == "drop":
+        decides["eval"] = {"sets": config.eval.sets, "split": config.eval.split}
     for name in ("url", "key_variable", "timeout", "retries", "requests_per_minute", "concurrency"):
         del decides["collect"]["endpoint"][name]
     text = json.dumps({"who": who} | decides, indent=2, sort_keys=True) + "\n"
