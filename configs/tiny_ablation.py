@@ -26,7 +26,7 @@ def get_config(stage: str = "sft") -> ConfigDict:
         c.data.first = 300_000
 
     c.sft.trajectories = "workdir/ablation/trajectories"
-    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 200, 64, 1, 256
+    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 400, 64, 1, 256
     c.sft.validation, c.sft.validate_every, c.sft.patience = 256, 50, 3
     c.sft.optimizer.learning_rate = 1.5e-3
     c.sft.optimizer.warmup_steps = 30

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,23 +126,12 @@ class Experiment:
     def training_phases(self) -> tuple[list[Phase], OverlapReport | None]:
         """The mixture of tasks to train on, and those that take its place later; and what published data among them share with the
         evaluation's (None: nothing was compared). RunError for shared images, unless config.data.overlap says otherwise."""
-        data = self.config.data
+        data, evaluation = self.config.data, self.config.eval
         mixtures = [(m.first, [choose(text) for text in m.sets]) for m in (Mixture(0, data.sets), *data.curriculum)]
         opened = {
             (name, split): self.source(name, split or "train", data.first, data.size)
             for name, split in dict.fromkeys(choice[:2] for _, choices in mixtures for choice in choices)
         }
-        opened, overlap = self.without_overlap(opened)
-        phases = [
-            Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
-            for first, choices in mixtures
-        ]
-        return phases, overlap
-
-    def without_overlap(self, opened: dict[Any, Any]) -> tuple[dict[Any, Any], OverlapReport | None]:
-        """Sources to learn from, without the published questions whose images the evaluation shows too, and what was found (None:
-        nothing was compared). RunError for shared images, unless config.data.overlap says otherwise."""
-        evaluation, rule = self.config.eval, self.config.data.overlap
         judged = [
             self.source(name, split or evaluation.split, 0, sys.maxsize)
             for name, split, _ in map(choose, evaluation.sets)
@@ -151,11 +139,15 @@ class Experiment:
         ]
         published = [source for source in opened.values() if isinstance(source, DataSet)]
         overlap = find_overlap(published, judged) if published and judged else None
-        if overlap and rule == "drop":
+        if overlap and data.overlap == "drop":
             opened = {key: drop_overlapping(s, overlap) if s in published else s for key, s in opened.items()}
         elif overlap:
-            refuse_or_allow(overlap, rule == "allow")
-        return opened, overlap
+            refuse_or_allow(overlap, data.overlap == "allow")
+        phases = [
+            Phase(first, tuple(opened[c[:2]] for c in choices), tuple(c.weight for c in choices))
+            for first, choices in mixtures
+        ]
+        return phases, overlap
 
     def lessons(self):
         """Random access to labelled images for stage `vision`: of the volumes to train on, or else phantoms."""

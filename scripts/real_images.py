@@ -4,7 +4,7 @@
 
     OUT/volume          one brain: T1 MR of 181 x 217 x 181 mm, the AAL atlas on its grid, named in eleven coarse structures
     OUT/aal/volume      the same with the atlas's own 116 names
-    OUT/dicom           about 20 different images of people in 73 DICOM files, test cards and odd encodings among them
+    OUT/dicom           about 20 different images of people in 68 DICOM files, test cards and odd encodings among them
     OUT/tokenizer       the embedded model's tokenizer with words of the brain in place of words of the phantoms, ids unchanged
     OUT/LICENCES.txt    what the packages say about their files
 
@@ -30,6 +30,7 @@ from absl import flags
 from mvg_jax import program
 from mvg_jax.data.files import Files
 from mvg_jax.data.labelled_volume import SPLITS, slices, volume_tasks
+from mvg_jax.data.readers import dicom as dicom_reader
 from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import TOKENIZER_FILES, folder
@@ -263,7 +264,11 @@ def main() -> None:
             print(
                 f"  {data.split}: {len(data)} tasks ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"
             )
-    print(f"{out / 'dicom'}: {len(list((out / 'dicom').glob('*.dcm')))} DICOM files")
+    files = Files(out / "dicom")
+    print(f"{len(files.names)} DICOM files, {out / 'dicom'}")
+    for split in dicom_reader.SPLITS:
+        kinds = Counter(record.kind for record in dicom_reader.read(files, split).records)
+        print(f"  {split}: {kinds.total()} tasks ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})")
 
 
 if __name__ == "__main__":

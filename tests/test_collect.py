@@ -361,7 +361,7 @@ def test_images_that_the_evaluation_shows_are_no_source_of_trajectories(tmp_path
         evaluation = dataclasses.replace(made.eval, sets=("folder:test",))
         return dataclasses.replace(made, eval=evaluation, rollout=dataclasses.replace(made.rollout, prompt_length=200))
 
-    with pytest.raises(RunError, match="1 of 1 images of folder test are in folder train .*overlap=drop"):
+    with pytest.raises(RunError, match=r"1 of 1 images of folder test are in folder train .*overlap=drop"):
         collect(given("refuse"), "expert", tmp_path / "w")
     places = lambda overlap: [
         [source[i].id for i in indices] for source, indices in program.open_sources(outline(given(overlap)))

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mvg_jax.config import Config, Learner, Optimizer, from_dict, to_json
+from mvg_jax.config import Config, Learner, Mixture, Optimizer, from_dict, to_json
 from mvg_jax.errors import RunError
 
 
@@ -72,3 +72,13 @@ def test_json_tells_configs_apart():
     assert to_json(from_dict({"env": {"rewards": {"format": 1, "accuracy": 2}}})) == to_json(
         from_dict({"env": {"rewards": {"accuracy": 2, "format": 1}}})
     )
+
+
+def test_a_curriculum_is_a_tuple_of_mixtures():
+    given = lambda mixture: {"data": {"curriculum": (mixture,)}}
+    found = from_dict(given({"first": 10, "sets": ("phantom_fundus=2", "phantom")})).data.curriculum
+    assert found == (Mixture(10, ("phantom_fundus=2", "phantom")),)
+    with pytest.raises(RunError, match=r"unknown key config\.data\.curriculum\.set"):
+        from_dict(given({"first": 10, "set": ("phantom",)}))
+    with pytest.raises(RunError, match="name at least one data set"):
+        from_dict(given({"first": 10, "sets": ()}))

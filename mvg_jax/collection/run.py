@@ -132,25 +132,16 @@ def load(experiment: Experiment, shard: Sequence[tuple[Any, int]]) -> tuple[list
 
 
 def open_sources(experiment: Experiment) -> list[tuple[Any, list[int]]]:
-    """(source, indices) of each data set of the config: the first tasks of the phantom, tasks from all over the others.
-
-    RunError for images that the evaluation shows too, as config.data.overlap says: stage sft does not compare what was collected.
-    """
-    config = experiment.config
-    data, choices = config.data, [catalog.choose(text) for text in config.data.sets]
-    total, opened = sum(choice.weight for choice in choices), []
-    sources = {
-        (name, split): experiment.source(name, split or "train", data.first, data.size) for name, split, _ in choices
-    }
-    sources, overlap = experiment.without_overlap(sources)
+    """(source, indices) of each data set of the config: the first tasks of the phantom, tasks from all over the others."""
+    config, opened = experiment.config, []
+    (phase, *_), overlap = experiment.training_phases()
     if overlap:
         program.say(str(overlap))
-    for name, split, weight in choices:
-        source = sources[name, split]
-        size = min(len(source), round(config.collect.tasks * weight / total))
+    for text, source, weight in zip(config.data.sets, phase.sources, phase.weights, strict=True):
+        size = min(len(source), round(config.collect.tasks * weight / sum(phase.weights)))
         if isinstance(source, DataSet):
             program.say(str(source.report))
-            order = np.random.default_rng(keyed(config.seed, name, split)).permutation(len(source))
+            order = np.random.default_rng(keyed(config.seed, *catalog.choose(text)[:2])).permutation(len(source))
             opened.append((source, sorted(order[:size].tolist())))
         else:
             opened.append((source, list(range(size))))
