@@ -46,7 +46,7 @@ _DATA = flags.DEFINE_string(
 _TASKS = flags.DEFINE_integer(
     "tasks",
     None,
-    "At most so many tasks of each data set, spread evenly over it (default: all; of the phantom config.eval.tasks).",
+    "At most so many tasks of each data set, spread evenly over it (default: all; of the phantoms config.eval.tasks).",
     lower_bound=1,
 )
 _PROTOCOL = flags.DEFINE_list(

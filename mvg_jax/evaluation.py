@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from mvg_jax.data.catalog import choose
+from mvg_jax.data.catalog import EMBEDDED, choose
 from mvg_jax.data.images import BadImage
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task, Turn, question_of
@@ -286,12 +286,12 @@ TEST_SPLITS = {"pmc_vqa": "test_clean", "mmmu": "validation", "omnimedvqa": "ope
 def open_benchmark(experiment: Experiment, text: str, most: int | None = None) -> Benchmark:
     """The benchmark that NAME or NAME:SPLIT names; see TEST_SPLITS for its usual split.
 
-    most: as many tasks, evenly spread; None: all (of the phantom: config.eval.tasks).
+    most: as many tasks, evenly spread; None: all (of the embedded ones: config.eval.tasks).
     RunError names a data set or split that is not there, or that holds no question that fits.
     """
     name, split, _ = choose(text)
     c = experiment.config.eval
-    if name == "phantom":
+    if name in EMBEDDED:  # they never end
         split, size = split or c.split, most or c.tasks
     else:
         split, size = split or TEST_SPLITS.get(name, "test"), sys.maxsize

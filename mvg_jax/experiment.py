@@ -19,6 +19,7 @@ from mvg_jax.data import experts, phantom, trajectories
 from mvg_jax.data.catalog import EMBEDDED, choose, find_root, keep, open_source
 from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
+from mvg_jax.data.images import BadImage
 from mvg_jax.data.labelled_volume import VolumeLessons
 from mvg_jax.data.leakage import OverlapReport, drop_overlapping, find_overlap, refuse_or_allow
 from mvg_jax.data.phantom.views import Overview
@@ -176,7 +177,15 @@ class Experiment:
                 f"config.sft.validation {c.validation}: at least one batch of config.sft.prompts {c.prompts}"
             )
         train = Subset(store, tuple(sorted(i for name in order for i in by_task[name])))
-        return train, [self.bucket.fit_demonstration(store[i]) for i in held]
+        if len(train) < c.prompts:
+            raise RunError(
+                f"{c.trajectories}: {len(store)} trajectories, of which config.sft.validation {c.validation} leaves {len(train)} to "
+                f"imitate: fewer than config.sft.prompts {c.prompts}"
+            )
+        try:
+            return train, [self.bucket.fit_demonstration(store[i]) for i in held]
+        except BadImage as error:
+            raise RunError(f"{c.trajectories}: a held-out trajectory does not fit: {error}") from error
 
     def _check_turns(self, turns: Sequence[Turn], what: str) -> None:
         """RunError unless the turns fit the limits of the run."""

@@ -170,6 +170,8 @@ def run_stage(
     log.close()
     checkpoints.close()
     if held_out:
+        if not early.best_step:
+            raise RunError(f"{name}: the held-out loss was no number at any look; see {folder / 'metrics.jsonl'}")
         kept, _ = best.restore(early.best_step, stage.kept(state))
         state = stage.regained(kept, state)
         best.close()

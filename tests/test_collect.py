@@ -342,3 +342,29 @@ def test_images_that_cannot_be_used_are_named_and_passed_over(tmp_path, monkeypa
     statistics = collect(config(tasks=3), "expert", tmp_path)
     assert statistics["tasks"] == 2
     assert statistics["bad_images"] == ["b.png: torn"]
+
+
+def test_images_that_the_evaluation_shows_are_no_source_of_trajectories(tmp_path):
+    """Stage sft cannot see any more where a trajectory came from, so what training refuses is refused here."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "folder").mkdir()
+    for name in ("shared", "own"):
+        Image.fromarray(rng.integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "folder" / f"{name}.png")
+    line = lambda name: json.dumps(
+        {"id": name, "images": [f"{name}.png"], "question": "left or right?", "answer": "left"}
+    )
+    (tmp_path / "folder" / "train.jsonl").write_text(f"{line('shared')}\n{line('own')}\n")
+    (tmp_path / "folder" / "test.jsonl").write_text(f"{line('shared')}\n")
+
+    def given(overlap):
+        made = config(data={"sets": ("folder",), "root": str(tmp_path), "overlap": overlap, "first": 0})
+        evaluation = dataclasses.replace(made.eval, sets=("folder:test",))
+        return dataclasses.replace(made, eval=evaluation, rollout=dataclasses.replace(made.rollout, prompt_length=200))
+
+    with pytest.raises(RunError, match=r"1 of 1 images of folder test are in folder train .*overlap=drop"):
+        collect(given("refuse"), "expert", tmp_path / "w")
+    places = lambda overlap: [
+        [source[i].id for i in indices] for source, indices in program.open_sources(outline(given(overlap)))
+    ]
+    assert places("allow") == [["folder/shared", "folder/own"]]
+    assert places("drop") == [["folder/own"]]

@@ -220,6 +220,15 @@ def test_a_benchmark_is_a_split_or_an_even_part_of_it(fake):
     assert open_benchmark(made, "vqa_rad").left_out == ("1 more than config.data.images",)
 
 
+@pytest.mark.parametrize("name", ["phantom", "phantom_radiograph"])
+def test_embedded_data_sets_never_end_so_the_config_says_how_many_tasks(name):
+    made = experiment(8)[0]
+    tasks = made.config.eval.tasks
+    found = open_benchmark(made, f"{name}:test")
+    assert (len(found), found.split) == (tasks, "test")
+    assert open_benchmark(made, name).split == made.config.eval.split
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

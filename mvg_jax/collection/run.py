@@ -204,6 +204,8 @@ def claim(config: Config, who: str, out: pathlib.Path) -> str:
     for name in ("tools", "kinds", "keep"):
         del decides["collect"][name]
     del decides["collect"]["filters"]["chains_per_kind"]
+    if config.data.overlap == "drop":
+        decides["eval"] = {"sets": config.eval.sets, "split": config.eval.split}
     for name in ("url", "key_variable", "timeout", "retries", "requests_per_minute", "concurrency"):
         del decides["collect"]["endpoint"][name]
     text = json.dumps({"who": who} | decides, indent=2, sort_keys=True) + "\n"

@@ -57,10 +57,11 @@ def open_source(name: str, split: str, root: str, first: int, size: int, overvie
             return PhantomAtlas(split, size, first, families=ATLAS[name], overview=overview)
         except ValueError as error:
             raise RunError(f"{name}: {error}") from error
-    data = readers.read(name, find_root(name, root), split)[first : first + size]
-    if not data:
-        raise RunError(f"{name}: nothing is left of split {split}\n{data.report}")
-    return data
+    data = readers.read(name, find_root(name, root), split)
+    if first >= len(data):
+        begins = f", none from config.data.first {first} on" if first else ""
+        raise RunError(f"{name}: split {split} holds {len(data)} questions{begins}\n{data.report}")
+    return data[first : first + size]
 
 
 def find_root(name: str, root: str) -> pathlib.Path:

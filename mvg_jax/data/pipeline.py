@@ -78,7 +78,8 @@ class TaskBatches:
     """Endless batches of `batch` tasks, read ahead by `threads`, in `workers` processes of their own (0: in this one).
 
     shuffle: a new order each epoch, from `seed`. The state names the next batch to be handed out, not the next to be read; it is
-    the same in all processes. `bad` holds a line for every item that could not be used, among those handed out since the start.
+    the same in all processes, and for any number of them. `bad` holds a line for every item that could not be used, among those
+    handed out since the start.
     process, processes: this one hands out every `processes`-th task of the stream, batch / processes at a time.
     RunError for sources that are too small, and for phases that are out of order.
     """
@@ -105,16 +106,17 @@ class TaskBatches:
                 raise RunError(f"the data set holds {len(source)} tasks, fewer than the {batch} prompts of one step")
         self.bad: dict[str, None] = {}
         self._phases, self._number = tuple(phases), 0
-        self._open = lambda phase: _stream(
-            phase, batch, shuffle, seed, fit, threads, prefetch, workers, process, processes
+        self._open = lambda phase, start: _stream(
+            phase, start, batch, shuffle, seed, fit, threads, prefetch, workers, process, processes
         )
-        self._current, self._iterator = 0, self._open(phases[0])
+        self._current, self._iterator = 0, self._open(phases[0], 0)
 
     def __iter__(self) -> Iterator[tuple[Task, ...]]:
         return self
 
     def __next__(self) -> tuple[Task, ...]:
-        self._enter(self._phase_at(self._number))
+        if self._phase_at(self._number) != self._current:
+            self._go_to(self._number)
         loaded = next(self._iterator)
         self._number += 1
         for item in loaded:
@@ -122,25 +124,23 @@ class TaskBatches:
         return tuple(item.task for item in loaded)
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able position in the stream."""
-        return {"batch": self._number, "phase": self._current, "stream": self._iterator.get_state()}
+        """JSON-able position in the stream; the same however many processes read it."""
+        return {"batch": self._number}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a position."""
-        self._enter(state["phase"])
-        self._number = state["batch"]
-        self._iterator.set_state(state["stream"])
+        self._go_to(state["batch"])
 
     def _phase_at(self, number: int) -> int:
         return max(i for i, phase in enumerate(self._phases) if phase.first <= number)
 
-    def _enter(self, phase: int) -> None:
-        if phase != self._current:
-            self._current, self._iterator = phase, self._open(self._phases[phase])
+    def _go_to(self, number: int) -> None:
+        self._number, self._current = number, self._phase_at(number)
+        self._iterator = self._open(self._phases[self._current], number)
 
 
-def _stream(phase, batch, shuffle, seed, fit, threads, prefetch, workers, process, processes) -> Iterator:
-    """Batches of Loaded of this process's share, from the place where the phase begins."""
+def _stream(phase, start, batch, shuffle, seed, fit, threads, prefetch, workers, process, processes) -> Iterator:
+    """Batches of Loaded of this process's share, from batch `start` of the run on: every item can be had by its place."""
     import grain  # here, so that the loop runs where grain is not installed
 
     parts = []
@@ -148,7 +148,7 @@ def _stream(phase, batch, shuffle, seed, fit, threads, prefetch, workers, proces
         tasks = grain.MapDataset.source(Sound(source, fit)).seed(seed + number)
         parts.append((tasks.shuffle() if shuffle else tasks).repeat(None))
     tasks = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, phase.weights)
-    tasks = tasks[phase.first * batch :] if phase.first else tasks
+    tasks = tasks[start * batch :] if start else tasks
     tasks, own = tasks[process::processes] if processes > 1 else tasks, batch // processes
     ahead = batch * prefetch
     stream = tasks.to_iter_dataset(

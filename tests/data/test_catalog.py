@@ -34,6 +34,16 @@ def test_a_data_set_that_is_not_there(tmp_path):
     assert find_root("slake", str(tmp_path)) == tmp_path / "slake.zip"
 
 
+def test_a_range_behind_the_end_of_a_data_set_names_where_it_begins(tmp_path):
+    """configs/tiny.py begins at item 500,000 of the phantom; published sets are not that long."""
+    (tmp_path / "folder").mkdir()
+    line = '{"id": "a", "images": ["a.png"], "question": "left or right?", "answer": "left"}'
+    (tmp_path / "folder" / "a.png").touch()
+    (tmp_path / "folder" / "train.jsonl").write_text(line)
+    with pytest.raises(RunError, match=r"folder: split train holds 1 questions, none from config\.data\.first 500000"):
+        open_source("folder", "train", str(tmp_path), 500_000, 10, Overview())
+
+
 def test_the_phantom_needs_no_files():
     assert len(open_source("phantom", "val", "/nonexistent", 3, 5, Overview())) == 5
     with pytest.raises(RunError, match="empty"):

@@ -74,6 +74,21 @@ def test_processes_share_each_batch(shuffle):
         assert shares[0].get_state() == shares[1].get_state()
 
 
+def test_a_stream_goes_on_with_another_number_of_processes():
+    """Its state says which batch is next, whoever reads how much of it."""
+
+    def stream(processes: int) -> TaskBatches:
+        share = {"process": processes - 1, "processes": processes}
+        return TaskBatches(only(Numbers(10)), batch=4, shuffle=True, seed=3, threads=1, prefetch=1, **share)
+
+    expected = take(stream(1), 6)
+    for before, after in ((1, 2), (2, 1)):
+        first, second = stream(before), stream(after)
+        take(first, 3)
+        second.set_state(json.loads(json.dumps(first.get_state())))
+        assert take(second, 3) == [batch[after - 1 :: after] for batch in expected[3:]]
+
+
 def take(stream: TaskBatches, count: int) -> list[tuple[int, ...]]:
     return [next(stream) for _ in range(count)]
 
