@@ -197,6 +197,8 @@ class SFT:
             raise RunError(f"config.sft.group {self.group}: collected trajectories are a task each; set it to 1")
         if min(self.validation, self.patience, self.pack_length) < 0 or self.validate_every < 1:
             raise RunError("config.sft: validation, patience and pack_length are at least 0, validate_every at least 1")
+        if self.patience and not self.validation:
+            raise RunError("config.sft.patience looks at held-out trajectories; config.sft.validation holds out none")
         if self.validation and not (self.trajectories and self.pack_length):
             raise RunError(
                 "config.sft.validation holds out collected trajectories, packed: set trajectories and pack_length"

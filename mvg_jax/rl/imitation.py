@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from mvg_jax.data.task import Demonstration, Task, Turn
-from mvg_jax.env.episode import Episodes
+from mvg_jax.env.episode import Episodes, Stop
+from mvg_jax.errors import RunError
 from mvg_jax.mesh import gather
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
 from mvg_jax.rl.packing import KINDS, PackShapes, pack
@@ -109,7 +110,16 @@ class SFTStage:
 
     def _play(self, lesson: Lesson) -> tuple[Trajectories, Episodes]:
         policy = ScriptedPolicy(self.world.protocol, lesson.turns, self.world.shapes.turn_tokens)
-        return rollout(self.world, policy, self.world.prepare(lesson.tasks, lesson.tools_on), Phases())
+        trajectories, episodes = rollout(
+            self.world, policy, self.world.prepare(lesson.tasks, lesson.tools_on), Phases()
+        )
+        for task, stop in zip(episodes.tasks, episodes.stop_B, strict=True):
+            if stop != Stop.ANSWER:
+                raise RunError(
+                    f"the demonstration of task {task.id} ends with {Stop(stop).name} before its answer; it needs more of "
+                    "config.rollout.suffix_length, or of config.env's turns and images"
+                )
+        return trajectories, episodes
 
     def kept(self, state: TrainState) -> TrainState:
         """What a checkpoint holds: all but the frozen weights, with which the stage starts."""
