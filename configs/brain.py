@@ -38,14 +38,15 @@ def get_config(stage: str = "vision") -> ConfigDict:
     c.vision.optimizer.warmup_steps = 20
     c.vision.optimizer.schedule = "cosine"
 
-    # Nobody tells the filter where a tool is needed: it keeps what came out right, lucky guesses too.
-    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 2700, 2, 64, 300
-    c.collect.decisions = {"direct": 0.55, "right": 0.25, "off_target": 0.1, "needless": 0.1}
+    # The teacher guesses most of the time, and nobody tells the filter where a tool is needed: it keeps what came out right, lucky
+    # guesses too. So what imitates them can do everything, but would rather guess; to judge is left to reinforcement learning.
+    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 2700, 3, 64, 300
+    c.collect.decisions = {"direct": 0.7, "right": 0.18, "off_target": 0.06, "needless": 0.06}
     c.collect.filters.needed = -1.0
 
     c.sft.trajectories = "workdir/brain/trajectories"
-    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 240, 48, 1, 192
-    c.sft.validation, c.sft.validate_every, c.sft.patience = 144, 40, 2
+    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 300, 48, 1, 192
+    c.sft.validation, c.sft.validate_every, c.sft.patience = 144, 50, 2
     c.sft.optimizer.learning_rate = 1.5e-3
     c.sft.optimizer.warmup_steps = 20
     c.sft.optimizer.schedule = "cosine"
