@@ -35,12 +35,6 @@ from mvg_jax.data.readers.volume import open_volumes
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import TOKENIZER_FILES, folder
 
-OUT = flags.DEFINE_string("out", None, "Folder to fill.")
-MRICRON = flags.DEFINE_string(
-    "mricron", None, "mricron-data: its .deb, or a folder with ch2.nii.gz, aal.nii.gz and aal.nii.txt."
-)
-DICOM = flags.DEFINE_string("dicom", None, "pydicom-data as a .whl file, or a folder of .dcm files.")
-
 INSTALLED = "/usr/share/mricron/templates"  # where `apt-get install mricron-data` puts them
 BRAIN = {"ch2.nii.gz": "image.nii.gz", "aal.nii.gz": "labels.nii.gz", "aal.nii.txt": "names.txt"}
 BRAIN_LICENCE = """\
@@ -247,10 +241,10 @@ def fetch(command: list[str], folder: str, otherwise: str) -> None:
 
 
 def main() -> None:
-    out = pathlib.Path(OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     notes = out / "LICENCES.txt"
     if not notes.exists():
-        said = [brain(out, MRICRON.value), dicom(out, DICOM.value)]
+        said = [brain(out, flags.FLAGS.mricron), dicom(out, flags.FLAGS.dicom)]
         tokenizer(out)
         notes.write_text("\n\n----\n\n".join(said))
     print(notes.read_text().partition(" The package's copyright file")[0] + f" More: {notes}\n")
@@ -271,5 +265,10 @@ def main() -> None:
         print(f"  {split}: {kinds.total()} tasks ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the flags are its own only when it is the program
+    flags.DEFINE_string("out", None, "Folder to fill.")
+    flags.DEFINE_string(
+        "mricron", None, "mricron-data: its .deb, or a folder with ch2.nii.gz, aal.nii.gz and aal.nii.txt."
+    )
+    flags.DEFINE_string("dicom", None, "pydicom-data as a .whl file, or a folder of .dcm files.")
     program.run(main, required=("out",))
