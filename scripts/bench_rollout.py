@@ -63,7 +63,7 @@ def measure(config: configs.Config, batches: int) -> dict[str, float]:
 
     walls, phases_of, rows = [], [], []
     for batch in range(batches + 1):
-        tasks = [source[batch * P + p] for p in range(P)]
+        tasks = [experiment.bucket.fit(source[batch * P + p]) for p in range(P)]
         phases = Phases(block=True)
         policy = SampledPolicy(
             engine,
