@@ -295,12 +295,12 @@ def open_benchmark(experiment: Experiment, text: str, most: int | None = None) -
         split, size = split or c.split, most or c.tasks
     else:
         split, size = split or TEST_SPLITS.get(name, "test"), sys.maxsize
-    source = experiment.source(name, split, 0, size)
+    source = experiment.tasks.source(name, split, 0, size)
     count = min(len(source), most or len(source))
     places = [i * len(source) // count for i in range(count)]
     dropped = source.report.dropped if isinstance(source, DataSet) else {}
     left_out = tuple(f"{number} {reason}" for reason, number in dropped.items())
-    return Benchmark(name, split, source, places, experiment.bucket.fit, left_out)
+    return Benchmark(name, split, source, places, experiment.tasks.bucket.fit, left_out)
 
 
 def with_tools(world: World, names: Sequence[str]) -> World:

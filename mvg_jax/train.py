@@ -198,18 +198,18 @@ def run_stage(
 def what_to_learn(experiment: Experiment, name: str) -> tuple[list[Phase], Callable | None, list[Demonstration]]:
     """What a stage draws its batches from, what is done with each item, and demonstrations to validate on (stage sft only)."""
     if name == "vision":
-        return [Phase(0, (experiment.lessons(),), (1.0,))], None, []
+        return [Phase(0, (experiment.tasks.lessons(),), (1.0,))], None, []
     if name == "sft" and experiment.config.sft.trajectories:
-        train, held_out = experiment.demonstrations()
+        train, held_out = experiment.tasks.demonstrations()
         program.say(f"sft: {len(train)} trajectories to imitate, {len(held_out)} held out")
-        return [Phase(0, (train,), (1.0,))], experiment.bucket.fit_demonstration, held_out
-    phases, overlap = experiment.training_phases()
+        return [Phase(0, (train,), (1.0,))], experiment.tasks.bucket.fit_demonstration, held_out
+    phases, overlap = experiment.tasks.training_phases()
     if overlap:
         program.say(str(overlap))
     for source in dict.fromkeys(source for phase in phases for source in phase.sources):
         if isinstance(source, DataSet):
             program.say(str(source.report))
-    return phases, experiment.bucket.fit, []
+    return phases, experiment.tasks.bucket.fit, []
 
 
 def make_stage(experiment: Experiment, name: str, params: nnx.State):
@@ -242,7 +242,7 @@ class Judge:
         if all(gather(np.array([path.exists()]))):  # a process may see a file late; what one evaluates, all do
             return Results(**{key: np.array(value) for key, value in json.loads(path.read_text()).items()})
         if self._parts is None:
-            self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.held_out()
+            self._parts, self._tasks = evaluation_parts(self._experiment), self._experiment.tasks.held_out()
         c = self._experiment.config
         predictions = evaluate(
             *self._parts,

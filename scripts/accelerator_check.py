@@ -64,7 +64,7 @@ def step_loop() -> tuple[bool, str]:
     stage = experiment.grpo_stage(params)
     state, source = (
         stage.start(params),
-        experiment.source("phantom", "train", config.data.first, steps * config.rollout.prompts),
+        experiment.tasks.source("phantom", "train", config.data.first, steps * config.rollout.prompts),
     )
     warm_up(stage, state, experiment)
     gaps, seconds, warm, compiles = [], [], 0, CompileCount()
@@ -76,7 +76,7 @@ def step_loop() -> tuple[bool, str]:
         seconds.append(time.perf_counter() - start)
         warm = compiles.count if number == 1 else warm
     late = compiles.count - warm
-    held_out = [experiment.source("phantom", "val", 0, tasks)[i] for i in range(tasks)]
+    held_out = [experiment.tasks.source("phantom", "val", 0, tasks)[i] for i in range(tasks)]
     predictions = evaluate(
         *evaluation_parts(experiment), stage.params(state), held_out, temperature=0.0, seed=0, tools_on=True
     )
@@ -322,7 +322,7 @@ def run_steps(config, steps: int) -> list[float]:
 
     experiment, params = build(config)
     stage = experiment.grpo_stage(params)
-    state, source = stage.start(params), experiment.source("phantom", "train", 0, steps * config.rollout.prompts)
+    state, source = stage.start(params), experiment.tasks.source("phantom", "train", 0, steps * config.rollout.prompts)
     seconds = []
     for number in range(1, steps + 1):
         batch = [source[(number - 1) * config.rollout.prompts + p] for p in range(config.rollout.prompts)]

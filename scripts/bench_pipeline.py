@@ -24,10 +24,10 @@ WARM_UP = 8
 def stream(config: configs.Config, batches: int) -> dict[str, float]:
     """Tasks a second of the training stream."""
     experiment, _ = build(config)
-    phases, _ = experiment.training_phases()
+    phases, _ = experiment.tasks.training_phases()
     tasks = TaskBatches(
         phases,
-        fit=experiment.bucket.fit,
+        fit=experiment.tasks.bucket.fit,
         batch=config.rollout.prompts,
         shuffle=config.data.shuffle,
         seed=config.seed,

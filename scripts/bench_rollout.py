@@ -58,12 +58,12 @@ def measure(config: configs.Config, batches: int) -> dict[str, float]:
     start = time.perf_counter()
     compile_all(engine.lower(params, experiment.model.view_size, MAX_VIEWS), "compile")
     P, B = shapes.prompts, shapes.rows
-    source = experiment.source("phantom", "val", 0, P * (batches + 1))
+    source = experiment.tasks.source("phantom", "val", 0, P * (batches + 1))
     temperature_B = np.full(B, config.rollout.temperature, np.float32)
 
     walls, phases_of, rows = [], [], []
     for batch in range(batches + 1):
-        tasks = [experiment.bucket.fit(source[batch * P + p]) for p in range(P)]
+        tasks = [experiment.tasks.bucket.fit(source[batch * P + p]) for p in range(P)]
         phases = Phases(block=True)
         policy = SampledPolicy(
             engine,

@@ -211,9 +211,9 @@ def test_our_model_collects_and_sft_reads_it(tmp_path):
     assert files(tmp_path / "again") == files(out)
     taught = config(sft={"prompts": 2, "group": 1, "trajectories": f"{out}, {out}"})
     experiment = outline(taught)
-    store, _ = experiment.demonstrations()
+    store, _ = experiment.tasks.demonstrations()
     assert len(store) == 2 * statistics["kept"]
-    fitted = experiment.bucket.fit_demonstration(store[0])
+    fitted = experiment.tasks.bucket.fit_demonstration(store[0])
     assert fitted.task.images[0].pixels.dtype == np.uint16
     assert small_sft(tmp_path / "run", f"--config.sft.trajectories={out}, {out}").returncode == 0
     metrics = [json.loads(line) for line in (tmp_path / "run" / "sft" / "metrics.jsonl").read_text().splitlines()]
@@ -227,7 +227,7 @@ def test_our_model_collects_and_sft_reads_it(tmp_path):
         dataclasses.replace(experiment.config, rollout=dataclasses.replace(experiment.config.rollout, turn_tokens=3))
     )
     with pytest.raises(RunError, match=r"turn_tokens 3"):
-        small.demonstrations()
+        small.tasks.demonstrations()
 
 
 def teacher(handler):

@@ -47,7 +47,7 @@ def test_a_volume_brings_its_own_lessons(experiment, tmp_path):
     write_volume(tmp_path / "volume", about={"view": 64})
     c = dataclasses.replace(experiment.config, data=configs.Data(sets=("volume",), root=str(tmp_path)))
     changed = dataclasses.replace(experiment, config=c)
-    lessons, stage = changed.lessons(), changed.vision_stage()
+    lessons, stage = changed.tasks.lessons(), changed.vision_stage()
     assert lessons.classes == ("", "liver", "kidney", "cord", "nodule")
     assert (stage.classes, stage.findings, stage.alike, stage.draw) == (5, (1, 2, 3, 4), (), draw_part)
     phantoms = experiment.vision_stage()

@@ -125,7 +125,7 @@ def load(experiment: Experiment, shard: Sequence[tuple[Any, int]]) -> tuple[list
     tasks, bad = [], []
     for source, index in shard:
         try:
-            tasks.append(experiment.bucket.fit(source[index]))
+            tasks.append(experiment.tasks.bucket.fit(source[index]))
         except BadImage as error:
             bad.append(str(error))
     return tasks, bad
@@ -134,7 +134,7 @@ def load(experiment: Experiment, shard: Sequence[tuple[Any, int]]) -> tuple[list
 def open_sources(experiment: Experiment) -> list[tuple[Any, list[int]]]:
     """(source, indices) of each data set of the config: the first tasks of the phantom, tasks from all over the others."""
     config, opened = experiment.config, []
-    (phase, *_), overlap = experiment.training_phases()
+    (phase, *_), overlap = experiment.tasks.training_phases()
     if overlap:
         program.say(str(overlap))
     for text, source, weight in zip(config.data.sets, phase.sources, phase.weights, strict=True):
