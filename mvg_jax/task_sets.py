@@ -5,8 +5,9 @@ import hashlib
 import sys
 from collections.abc import Sequence
 
+from mvg_jax.collection.store import read as read_trajectories
 from mvg_jax.config import Config, Mixture
-from mvg_jax.data import phantom, trajectories
+from mvg_jax.data import phantom
 from mvg_jax.data.catalog import EMBEDDED, choose, find_root, keep, open_source
 from mvg_jax.data.files import Files
 from mvg_jax.data.fit import Bucket
@@ -91,7 +92,7 @@ class TaskSets:
         """What config.sft.trajectories holds: to imitate, and of other tasks held out. All of it is looked through but for its
         pixels: RunError for what cannot be imitated, and for too few to hold out."""
         c = self.config.sft
-        store = trajectories.read(*map(str.strip, c.trajectories.split(",")), registry=self.protocol.registry)
+        store = read_trajectories(*map(str.strip, c.trajectories.split(",")), registry=self.protocol.registry)
         by_task: dict[str, list[int]] = {}
         for i in range(len(store)):
             outline = store.outline(i)

@@ -21,7 +21,7 @@ from mvg_jax.collection import chat_client
 from mvg_jax.collection import run as program
 from mvg_jax.collection.run import collect
 from mvg_jax.collection.samplers import TextSampler
-from mvg_jax.data.trajectories import read
+from mvg_jax.collection.store import read
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import outline
 from tests.chat_server import Server, completion

@@ -28,12 +28,12 @@ from mvg_jax.collection.select import (
     tool_label,
     verdict,
 )
+from mvg_jax.collection.store import Played, StoredTrajectories, read, read_notes, write
 from mvg_jax.config import Config
 from mvg_jax.data import catalog
 from mvg_jax.data.images import BadImage
 from mvg_jax.data.records import DataSet
 from mvg_jax.data.task import Task
-from mvg_jax.data.trajectories import Played, StoredTrajectories, read, read_notes, write
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import Experiment, build, enter_mesh, outline
 from mvg_jax.metrics import write_atomically, write_summary

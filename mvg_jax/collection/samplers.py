@@ -10,10 +10,10 @@ from flax import nnx
 
 from mvg_jax.collection.converse import Conversation, Speaker, Table, play
 from mvg_jax.collection.select import Candidate, keyed
+from mvg_jax.collection.store import Played
 from mvg_jax.config import Rollout
 from mvg_jax.data import experts
 from mvg_jax.data.task import Task, Turn
-from mvg_jax.data.trajectories import Played
 from mvg_jax.env.episode import Episodes, StepResult, Stop
 from mvg_jax.env.protocol import Protocol, render_turn
 from mvg_jax.env.rewards import TERMS, row_facts

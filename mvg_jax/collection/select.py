@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
+from mvg_jax.collection.store import Played
 from mvg_jax.config import OFF, Filters
 from mvg_jax.data.task import Turn
-from mvg_jax.data.trajectories import Played
 from mvg_jax.env.episode import Stop, TurnRecord
 from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame, bounds

@@ -19,9 +19,9 @@ from mvg_jax.collection.select import (
     read_weights,
     verdict,
 )
+from mvg_jax.collection.store import Played
 from mvg_jax.config import OFF, Filters
 from mvg_jax.data.task import NativeImage, Task, Turn
-from mvg_jax.data.trajectories import Played
 from mvg_jax.env.episode import Stop, TurnRecord
 from mvg_jax.env.protocol import Malformed
 from mvg_jax.errors import RunError

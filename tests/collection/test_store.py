@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mvg_jax.data import trajectories
+from mvg_jax.collection import store
+from mvg_jax.collection.store import Played, read, read_notes, write
 from mvg_jax.data.task import AnswerType, Box, NativeImage, Task, Turn
-from mvg_jax.data.trajectories import Played, read, read_notes, write
 from mvg_jax.env.episode import Stop, TurnRecord
 from mvg_jax.env.protocol import Malformed
 from mvg_jax.errors import RunError
@@ -156,7 +156,7 @@ def test_what_would_not_read_back_is_not_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def rewritten(tmp_path, change, version=trajectories.FORMAT):
+def rewritten(tmp_path, change, version=store.FORMAT):
     """A shard of three rows, the second of which someone has changed."""
     path = tmp_path / "0.parquet"
     write(path, [played(task(f"t/{i}", [NativeImage(noise(4, 4, seed=i))])) for i in range(3)])
@@ -204,7 +204,7 @@ HOSTILE = [
     (put("images", 0, "planes", 3), "images", "planes"),
     (put("images", 0, "key", "../../etc/passwd"), "images", "no image"),
     (put("pixels", 0, "png", b"\x89PNG torn"), "images", "cannot identify"),
-    (put("pixels", 0, "png", trajectories._png(noise(4, 4, seed=9))), "images", "changed"),
+    (put("pixels", 0, "png", store._png(noise(4, 4, seed=9))), "images", "changed"),
     (put("pixels", []), "images", "no image"),
     (put("terms", 0, "value", float("inf")), "terms", "finite"),
     (put("chain", ["{}"]), "chain", "E1"),
