@@ -22,7 +22,8 @@ from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.decoder import suffix_bytes
 from mvg_jax.rl.grpo import sample_index
-from mvg_jax.rollout.scheduler import Phases, SampledPolicy, rollout
+from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from mvg_jax.tools.spec import MAX_VIEWS
 
 
