@@ -99,7 +99,7 @@ class Policy(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W, C) bucket of native images of `dtype`.
+    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W, C) bucket of native images.
 
     shapes count all processes' prompts; each process prepares and plays its share.
     position_grids: of a model with M-RoPE, the grid of its views; see `token_positions`.
