@@ -118,7 +118,7 @@ class Rollout:
     """Static shapes and the schedule of a rollout (see rollout.engine.Shapes), and the sampling temperature.
 
     slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
-    prefill and extend take at a time, are rounded up to whole rows a shard.
+    prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh.
     """
 
     prompts: int = 16
@@ -140,8 +140,10 @@ class Rollout:
     def __post_init__(self):
         if not 0 < self.idle <= 1 or min(self.slots, self.pool, self.overlap) < 0:
             raise RunError("config.rollout: 0 < idle <= 1, slots, pool and overlap at least 0")
-        if min(self.prefill_prompts, self.decode_tokens, *self.extend_rows) < 1:
-            raise RunError("config.rollout: prefill_prompts, extend_rows and decode_tokens are at least 1")
+        if min(self.prefill_prompts, self.decode_tokens, *self.extend_rows, *self.encode_batches) < 1:
+            raise RunError(
+                "config.rollout: prefill_prompts, decode_tokens, and all of extend_rows and encode_batches are at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,6 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     """The static shapes of rollouts of prompts x group rows, over all processes."""
     r, rows = config.rollout, prompts * group
     _require_shards("the prompts of a batch", (prompts,))
-    _require_shards("config.rollout.encode_batches", r.encode_batches)
     whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
     slots = whole(r.slots or rows, rows)
     # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
@@ -173,7 +172,8 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     extend_rows = tuple(sorted({whole(n, slots) for n in r.extend_rows}))
     prefill_prompts = whole(r.prefill_prompts, prompts)
     needed = max(max(extend_rows) * MAX_VIEWS, prefill_prompts * config.data.images)
-    if needed > max(r.encode_batches) or min(r.encode_batches) < 1:
+    encode_batches = tuple(sorted({whole(n, needed) for n in r.encode_batches}))
+    if needed > max(encode_batches):
         raise RunError(
             f"{max(extend_rows)} rows or {prefill_prompts} prompts at a time (config.rollout.extend_rows, prefill_prompts) may have "
             f"{needed} views; raise config.rollout.encode_batches {r.encode_batches}"
@@ -191,7 +191,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         prefill_prompts=prefill_prompts,
         extend_rows=extend_rows,
         observation_lengths=r.observation_lengths,
-        encode_batches=r.encode_batches,
+        encode_batches=encode_batches,
         decode_tokens=min(r.decode_tokens, r.turn_tokens),
         idle=r.idle,
         overlap=r.overlap,

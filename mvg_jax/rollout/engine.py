@@ -176,9 +176,8 @@ class Engine:
         state = self.abstract_state(params)
         views = {"views": of((s.slots, s.views, *view_size, 3), jnp.uint8)}
         views["prompts"] = of((s.prompts, s.prompt_images, *view_size, 3), jnp.uint8)
-        first, last = (jax.eval_shape(self.encode, params, x, int_of(1)) for x in views.values())
-        assert first.shape == last.shape
-        features = of(first.shape, first.dtype)
+        feature = jax.eval_shape(self.encode, params, views["views"], int_of(max(s.encode_batches)))
+        features = of(feature.shape, feature.dtype)
         S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
         going = Going(*(int_of(S) for _ in range(5)), of((S, 4), jnp.uint32), of((S,), jnp.float32))
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
