@@ -7,6 +7,7 @@ for batches of 4 to 128 rows, as the scheduler calls it, and waits for its devic
 `tools` also the fixed cost of a call in which no row asks for a view. `first views` is a prompt's, shared by its group.
 """
 
+import contextlib
 import json
 import time
 
@@ -57,34 +58,38 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
         result = apply_tools(protocol.registry, prepared.sources, source_row_B, frames, args, world.view)
         return ToolResult(jax.block_until_ready(result.views), *to_host(result[1:]))
 
-    seconds: dict[str, list[float]] = {}
-
-    def timed(name: str, call):
+    @contextlib.contextmanager
+    def timed(name: str):
         start = time.perf_counter()
-        result = call()
+        yield
         seconds.setdefault(name, []).append(time.perf_counter() - start)
-        return result
 
-    silent = plan_step(offered_B, episodes, [parse_turn("") for _ in turns])
+    shapes, vocabulary, seconds = world.shapes, protocol.vocabulary, {}
+    nobody = plan_step(offered_B, episodes, [parse_turn("") for _ in turns])
     for _ in range(calls + 1):
-        shapes, vocabulary = world.shapes, protocol.vocabulary
+        room = (rows, shapes.suffix_length, shapes.views)
         ledger = Ledger(
-            prepared.tokens, prepared.length, first_views, rows, shapes.suffix_length, shapes.views, vocabulary.image, protocol.tokens_per_image
-        )  # fmt: skip
-        texts = timed("decode", lambda: [protocol.decode(tokens_BxT[b, : count_B[b]]) for b in range(rows)])
-        parsed = timed("parse", lambda: [parse_turn(text) for text in texts])
-        plan = timed("plan", lambda: plan_step(offered_B, episodes, parsed))
-        result = timed("tools", lambda: act(plan))
-        timed("tools, no view", lambda: act(silent))
-        _, step = timed("finish", lambda: finish_step(protocol, plan, result, width, room_B))
-
-        def append():
+            prepared.tokens, prepared.length, first_views, *room, vocabulary.image, protocol.tokens_per_image
+        )
+        with timed("decode"):
+            texts = [protocol.decode(tokens_BxT[b, : count_B[b]]) for b in range(rows)]
+        with timed("parse"):
+            parsed = [parse_turn(text) for text in texts]
+        with timed("plan"):
+            plan = plan_step(offered_B, episodes, parsed)
+        with timed("tools"):
+            result = act(plan)
+        with timed("tools, no view"):
+            act(nobody)
+        with timed("finish"):
+            _, step = finish_step(protocol, plan, result, width, room_B)
+        with timed("ledger"):
             ledger.append(tokens_BxT, count_B, MODEL, 0, logprobs_BxT)
             ledger.append(step.observation_ids, step.length_B, ENVIRONMENT, 0)
-
-        timed("ledger", append)
-        timed("ledger, views", lambda: ledger.append_views(to_host(step.views), step.count_B))
-        timed("first views", lambda: jax.block_until_ready(world.prepare(tasks, tools_on=True).views))
+        with timed("ledger, views"):
+            ledger.append_views(to_host(step.views), step.count_B)
+        with timed("first views"):
+            jax.block_until_ready(world.prepare(tasks, tools_on=True).views)
     figures = {name: float(np.median(values[1:])) for name, values in seconds.items()}
     figures["first views"] *= rows / prompts / config.rollout.group  # of as many prompts as such rows have
     return figures | {"views": int(result.count.sum())}

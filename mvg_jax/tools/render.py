@@ -111,6 +111,7 @@ def render_views(sources: Sources, row: jax.Array, frames: Frame, view: ViewForm
     chunk = CHUNK[view.resample]
     asked = row >= 0
     order = jnp.argsort(~asked, stable=True)
+    order = jnp.where(asked[order], order, n)  # n names no view
     order = jnp.concatenate([order, jnp.full(-n % chunk, n, order.dtype)])
 
     def render_chunk(i, views):
@@ -122,8 +123,7 @@ def render_views(sources: Sources, row: jax.Array, frames: Frame, view: ViewForm
         return views.at[index].set(rendered, mode="drop")
 
     chunks = (asked.sum() + chunk - 1) // chunk
-    views = jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, *view.shape), jnp.uint8))
-    return jnp.where(asked[:, None, None, None], views, jnp.uint8(0))
+    return jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, *view.shape), jnp.uint8))
 
 
 def _render(sources: Sources, row: jax.Array, frame: Frame, view: ViewFormat) -> jax.Array:

@@ -103,6 +103,10 @@ class ToolArgs(NamedTuple):
         return cls(np.int32(-1), np.int32(image), boxes_Rx4, np.int32(count), numbers_4)
 
 
+NO_ARGS = ToolArgs.of(image=0, count=0)  # of a row that calls nothing
+NO_ARGS.boxes.flags.writeable = NO_ARGS.numbers.flags.writeable = False
+
+
 class ToolResult(NamedTuple):
     """What calls gave. views: [..., R, H, W, 3] uint8, black from count on. frames: [..., R]. count, code: [...] int32.
 
@@ -184,7 +188,7 @@ class Registry:
 
     def no_call(self) -> ToolArgs:
         """The arguments of a row that calls nothing."""
-        return ToolArgs.of(image=0, count=0)
+        return NO_ARGS
 
     def parse(self, call: ToolCall, images: Sequence[ImageInfo]) -> ToolArgs:
         """The call as arrays (numpy). Raises ToolError, and nothing else, whatever JSON value the model sent.
@@ -223,11 +227,45 @@ def _check_bounded(value: Any, depth: int = 0) -> None:
 
 
 def _check_schema(validator: jsonschema.Draft202012Validator, arguments: Any) -> None:
+    if fits(arguments, validator.schema):
+        return
     keywords = {error.validator for error in validator.iter_errors(arguments)}
     if keywords - _VALUE_KEYWORDS:
         raise ToolError("E3", "Missing or ill-typed argument.")
     if keywords:
         raise ToolError("E4", "Illegal value.")
+
+
+_TYPES = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,)}
+# By schema keyword: whether a value, its own type known, fits. (value, what the keyword says, the schema)
+_FITS: dict[str, Callable[[Any, Any, Mapping[str, Any]], bool]] = {
+    "description": lambda value, text, schema: True,
+    "type": lambda value, name, schema: type(value) in _TYPES.get(name, ()),
+    "enum": lambda value, allowed, schema: any(type(value) is type(one) and value == one for one in allowed),
+    "minimum": lambda value, least, schema: type(value) in _TYPES["number"] and value >= least,
+    "maximum": lambda value, most, schema: type(value) in _TYPES["number"] and value <= most,
+    "maxLength": lambda value, most, schema: type(value) is str and len(value) <= most,
+    "minItems": lambda value, least, schema: type(value) is list and len(value) >= least,
+    "maxItems": lambda value, most, schema: type(value) is list and len(value) <= most,
+    "items": lambda value, one, schema: type(value) is list and all(fits(item, one) for item in value),
+    "anyOf": lambda value, some, schema: any(fits(value, one) for one in some),
+    "required": lambda value, names, schema: type(value) is dict and all(name in value for name in names),
+    "properties": lambda value, known, schema: (
+        type(value) is dict and all(fits(item, known[name]) for name, item in value.items() if name in known)
+    ),
+    "additionalProperties": lambda value, more, schema: (
+        type(value) is dict and more is False and value.keys() <= schema["properties"].keys()
+    ),
+}
+
+
+def fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether a JSON value surely fits a schema; False proves nothing, ask jsonschema.
+
+    Most calls are legal, and jsonschema takes 30 to 130 us to say so. Stricter than it wherever there is a doubt: on keywords that
+    are not in _FITS, on 1.0 as an integer, and on keywords about another type than the value's, which it ignores.
+    """
+    return all(word in _FITS and _FITS[word](value, wanted, schema) for word, wanted in schema.items())
 
 
 @functools.partial(jax.jit, static_argnames=("registry", "view"))
