@@ -23,7 +23,7 @@ from mvg_jax.env.protocol import parse_turn
 from mvg_jax.experiment import enter_mesh, outline
 from mvg_jax.mesh import put_rows, to_host
 from mvg_jax.metrics import write_atomically
-from mvg_jax.tools import ToolResult, apply_tools
+from mvg_jax.tools import apply_packed, pack_calls, unpack_result
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 
 SIZES = (4, 8, 16, 32, 128)
@@ -54,9 +54,9 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
     first_views = np.asarray(prepared.views)
 
     def act(plan):
-        frames, args = plan.frames, plan.args
-        result = apply_tools(protocol.registry, prepared.sources, source_row_B, frames, args, world.view)
-        return ToolResult(jax.block_until_ready(result.views), *to_host(result[1:]))
+        calls = put_rows(pack_calls(plan.frames, plan.args))
+        views, facts = apply_packed(protocol.registry, prepared.sources, source_row_B, calls, world.view)
+        return unpack_result(views, to_host(facts))
 
     @contextlib.contextmanager
     def timed(name: str):
