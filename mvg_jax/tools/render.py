@@ -3,7 +3,7 @@
 The order is fixed: antialiased resampling of native values, then rescale to physical units (linear, so it commutes with
 resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition. Resampling is separable
 and dense, two matmuls a view: L*L*S + L*S*S multiply-adds a channel (longer sides of bucket and view), or, of a small
-`linear` zoom, L its window's side.
+`linear` zoom, L its window's side (and of a `linear` overview about a third of the first product).
 
 Two ways to resample, by the model's family:
 
@@ -19,6 +19,8 @@ bicubic     what Pillow 13's `image.crop(box).resize((W, H), BICUBIC)` gives, an
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ WINDOW = 2  # a zoom that reads no more than this many times the view's side is 
 # The CPU's matmul sums an axis of 256, 512, 768 or 1,024 pixels in blocks of 256. Float32 sums depend on it, so windows are
 # summed in the same blocks, and their views equal those from the whole image bit for bit. Other buckets are read whole.
 BLOCK, LONGEST = 256, 1024
+BAND = 16  # rows of an overview made at a time
 RESAMPLE = ("linear", "bicubic")
 SNAP = 1e-3  # native pixels: a box edge this close to a whole pixel is on it (frames are composed in float32)
 
@@ -169,6 +172,10 @@ def _linear(
         image, down, across = cut(jnp.zeros(2, jnp.int32), *shape)
         return product("hwc,hi,wj->ijc", image, down, across)
 
+    def overview(_):
+        image, down, across = cut(jnp.zeros(2, jnp.int32), *shape)
+        return product("iwc,wj->ijc", _overview_rows(image, down, product), across)
+
     def window(first):
         image, down, across = cut(first, side, side)
         return product("iwc,wj->ijc", product("hi,hwc->iwc", down, image), across)
@@ -187,8 +194,22 @@ def _linear(
     first = jnp.minimum(begin.astype(jnp.int32), jnp.array(shape) - side)
     fits = (end <= first + side).all()
     one_block = begin[0] // BLOCK == end[0] // BLOCK
-    way = jnp.where(fits, jnp.where(one_block, 1, 2), 0)
-    return jax.lax.switch(way, (whole, window, window_in_two_blocks), first) / total[..., None]
+    is_overview = (low[0] == 0) & (high[0] == shape[0]) & (size[0] == canvas)
+    way = jnp.where(fits, jnp.where(one_block, 1, 2), jnp.where(is_overview, 3, 0))
+    return jax.lax.switch(way, (whole, window, window_in_two_blocks, overview), first) / total[..., None]
+
+
+def _overview_rows(image: jax.Array, down: jax.Array, product) -> jax.Array:
+    """[canvas, W, C]: the rows of a view of the whole image [H, W, C], a band of them at a time from the pixels that it reads."""
+    height, canvas = down.shape
+    pitch = height / canvas
+    bands = []
+    for at in range(0, canvas, BAND):
+        first, last = max(math.floor((at - 1) * pitch) - 1, 0), min(math.ceil((at + BAND + 1) * pitch) + 1, height)
+        cuts = [first, *(cut for cut in range(BLOCK, height, BLOCK) if first < cut < last), last]
+        parts = [product("hi,hwc->iwc", down[i:j, at : at + BAND], image[i:j]) for i, j in itertools.pairwise(cuts)]
+        bands.append(sum(parts[1:], parts[0]))
+    return jnp.concatenate(bands)
 
 
 def _triangle_weights(low: jax.Array, high: jax.Array, length: int, count: jax.Array, canvas: int) -> jax.Array:

@@ -221,9 +221,9 @@ def sums_in_blocks() -> bool:
     ("dtype", "channels", "view"),
     [("uint16", 1, (64, 64)), ("uint16", 1, (48, 64)), ("uint8", 1, (64, 64)), ("uint8", 3, (64, 64))],
 )
-def test_a_zoom_is_the_same_from_a_window_of_the_image_as_from_all_of_it(dtype, channels, view):
+def test_whatever_part_of_an_image_is_read_the_view_is_that_from_all_of_it(dtype, channels, view):
     rng = np.random.default_rng(5)
-    n, view = 32, ViewFormat(*view, "linear")
+    n, view = 16, ViewFormat(*view, "linear")
     rescale, window, low, high = (HU, WINDOW, 800, 1350) if dtype == "uint16" else ((1.0, 0.0), (0.0, 255.0), 0, 256)
     sides = [(512, 512), (511, 509), (300, 512), (450, 333)]
     images = [[rng.integers(low, high, (*side, channels)).astype(dtype)] for side in sides]
@@ -231,9 +231,9 @@ def test_a_zoom_is_the_same_from_a_window_of_the_image_as_from_all_of_it(dtype, 
     row = np.arange(n, dtype=np.int32) % len(sides)
     whole = jax.tree.map(lambda *x: np.stack(x), *[fr.full_frame(*sides[r], window, 0) for r in row])
     differing = 0
-    for largest in (60, 150, 200, 240, 1000):
+    for smallest, largest in ((28, 100), (100, 240), (28, 1000), (1000, 1000)):
         for grid in (1e-3, 20):  # boxes off and on the grid, and at the edges
-            side = rng.uniform(28, largest, (n, 2))
+            side = rng.uniform(smallest, largest, (n, 2))
             corner = rng.uniform(-0.2, 1.2, (n, 2)).clip(0, 1) * (1000 - side)
             box = np.concatenate([corner // grid * grid, (corner + side) // grid * grid + grid], axis=1).clip(0, 1000)
             frames = fr.flip(fr.rotate(fr.zoom(whole, box), rng.integers(4, size=n)), rng.integers(2, size=n))
