@@ -97,7 +97,7 @@ class ToolArgs(NamedTuple):
         cls, image: int, boxes: Sequence[Sequence[float]] = (), numbers: Sequence[float] = (), count: int = 1
     ) -> "ToolArgs":
         """One call (numpy), its kind still -1. Unused boxes are the whole view: no tool ever meets an empty one."""
-        boxes_Rx4 = np.tile(np.array([0, 0, 1000, 1000], np.float32), (MAX_VIEWS, 1))
+        boxes_Rx4 = np.array([[0, 0, 1000, 1000]] * MAX_VIEWS, np.float32)
         boxes_Rx4[: len(boxes)] = np.array(boxes, np.float32).reshape(-1, 4)
         numbers_4 = np.zeros(NUMBERS, np.float32)
         numbers_4[: len(numbers)] = numbers
