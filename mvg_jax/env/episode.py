@@ -19,9 +19,9 @@ import numpy as np
 
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.protocol import Malformed, Protocol, error_text, parse_turn
-from mvg_jax.frames import Frame, full_frame
+from mvg_jax.frames import Frame, extent, full_frame
 from mvg_jax.tools.render import Sources, stack_sources
-from mvg_jax.tools.spec import ImageInfo, Registry, ToolArgs, ToolCall, ToolError, ToolResult, observation_text
+from mvg_jax.tools.spec import NO_ARGS, ImageInfo, Registry, ToolArgs, ToolCall, ToolError, ToolResult, observation_text
 
 
 class Stop(enum.IntEnum):
@@ -206,16 +206,17 @@ def plan_step(
     if outside_B is None:
         outside_B = np.full(len(episodes.tasks), Stop.RUNNING, np.int32)
     stop_B = episodes.stop_B.copy()
-    args, errors = [], []
+    args = ToolArgs(*(np.repeat(np.asarray(x)[None], len(turns), axis=0) for x in NO_ARGS))
+    errors: list[tuple[str, str] | None] = [None] * len(turns)
     for b, (turn, outside) in enumerate(zip(turns, outside_B, strict=True)):
-        row_args, error = offered_B[b].no_call(), None
         if stop_B[b] == Stop.RUNNING:
             if (turn is None) != (outside in OUTSIDE_STOPS):
                 raise ValueError(f"row {b}: turn {turn} with outside stop {Stop(outside).name}")
-            stop_B[b], row_args, error = _judge(offered_B[b], episodes, b, turn, Stop(outside))
-        args.append(row_args)
-        errors.append(error)
-    return Plan(episodes, tuple(turns), stop_B, _stack(args), tuple(errors))
+            stop_B[b], row_args, errors[b] = _judge(offered_B[b], episodes, b, turn, Stop(outside))
+            if row_args is not NO_ARGS:
+                for all_rows, own in zip(args, row_args, strict=True):
+                    all_rows[b] = own
+    return Plan(episodes, tuple(turns), stop_B, args, tuple(errors))
 
 
 def _judge(
@@ -223,7 +224,7 @@ def _judge(
 ) -> tuple[Stop, ToolArgs, tuple[str, str] | None]:
     """(stop, args, error code and text) of one running row's turn."""
     limits, past = episodes.limits, episodes.records[b]
-    args, error = registry.no_call(), None
+    args, error = NO_ARGS, None
     if turn is None:
         return outside, args, None
     if isinstance(turn, Turn) and isinstance(turn.action, str):
@@ -239,9 +240,9 @@ def _judge(
         except ToolError as bad:
             error = (bad.code, bad.text)
     if len(past) + 1 == limits.max_turns:
-        return Stop.MAX_TURNS, registry.no_call(), error
+        return Stop.MAX_TURNS, NO_ARGS, error
     if episodes.images_B[b] + args.count > limits.max_images:
-        return Stop.MAX_IMAGES, registry.no_call(), error
+        return Stop.MAX_IMAGES, NO_ARGS, error
     return Stop.RUNNING, args, error
 
 
@@ -285,7 +286,7 @@ def _observe(
     before, stop_B = plan.before, plan.stop_B.copy()
     size = len(before.tasks)
     count_B = np.zeros(size, np.int32)
-    frames = jax.tree.map(np.copy, before.frames)
+    frames = Frame(*(x.copy() for x in before.frames))
     texts, records = [""] * size, list(before.records)
     for b in np.flatnonzero(before.running_B).tolist():
         first = int(before.images_B[b])
@@ -333,9 +334,13 @@ def task_sources(tasks: Sequence[Task], height: int, width: int, many: int | Non
 
 
 def _image_infos(episodes: Episodes, b: int) -> list[ImageInfo]:
-    images = episodes.tasks[b].images
-    frames = [Frame(*(x[b, i] for x in episodes.frames)) for i in range(episodes.images_B[b])]
-    return [ImageInfo.of(frame, images[int(frame.source)].unit) for frame in frames]
+    images, held = episodes.tasks[b].images, episodes.images_B[b]
+    frames = Frame(*(x[b, :held] for x in episodes.frames))
+    values = (*extent(frames), frames.source, frames.window)
+    return [
+        ImageInfo(h, w, images[i].unit, tuple(window))
+        for h, w, i, window in zip(*(x.tolist() for x in values), strict=True)
+    ]
 
 
 def _stack(rows):

@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from mvg_jax.data.task import AnswerType, Task, Turn
 from mvg_jax.tools.spec import MAX_VIEWS, TEXTS, Registry, ToolCall, observation_text
 
@@ -128,12 +130,10 @@ def _turn_parts(turn: Turn) -> tuple[tuple[str, bool], ...]:
 
 def _parse_call(body: str) -> ToolCall:
     """A call from JSON text; ValueError for anything else."""
-    # Before json.loads, which recurses once a level.
-    if _depth(body) > MAX_JSON_DEPTH:
+    # Before the decoder, which recurses once a level. What opens seldom is not deep.
+    if body.count("{") + body.count("[") > MAX_JSON_DEPTH and _depth(body) > MAX_JSON_DEPTH:
         raise ValueError("nested too deeply")
-    value = json.loads(
-        body, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite, parse_int=_small_integer
-    )
+    value = _JSON.decode(body)
     if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
         raise ValueError("not a call")
     name, arguments = value["name"], value["arguments"]
@@ -189,6 +189,11 @@ def _small_integer(text: str) -> int:
     if len(text) > 1 + len(str(MAX_INTEGER)) or abs(int(text)) > MAX_INTEGER:
         raise ValueError("number out of range")
     return int(text)
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite, parse_int=_small_integer
+)
 
 
 def _strings(value: object) -> Iterable[str]:
@@ -368,7 +373,7 @@ class Protocol:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of one sampled turn; an end_of_turn at its end is dropped."""
-        ids = list(ids)
+        ids = np.asarray(ids).tolist()
         if ids and ids[-1] == self.vocabulary.end_of_turn:
             ids.pop()
         return self.vocabulary.decode(ids)

@@ -2,7 +2,8 @@
 
 The order is fixed: antialiased resampling of native values, then rescale to physical units (linear, so it commutes with
 resampling), then the window to 0..255, rounding and clipping, then mirroring and transposition. Resampling is separable
-and dense, two matmuls a view whatever the zoom: L*L*S + L*S*S multiply-adds a channel (longer sides of bucket and view).
+and dense, two matmuls a view: L*L*S + L*S*S multiply-adds a channel (longer sides of bucket and view), or, of a small
+`linear` zoom, L its window's side (and of a `linear` overview about a third of the first product).
 
 Two ways to resample, by the model's family:
 
@@ -18,6 +19,8 @@ bicubic     what Pillow 13's `image.crop(box).resize((W, H), BICUBIC)` gives, an
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +30,13 @@ import numpy as np
 
 from mvg_jax.frames import Frame, bounds
 
-CHUNK = 8  # views rendered at a time
+# Views rendered at a time. A `linear` one chooses its own way (see WINDOW), which a batch of them could not.
+CHUNK = {"linear": 1, "bicubic": 8}
+WINDOW = 2  # a zoom that reads no more than this many times the view's side is made from such a window of the image
+# The CPU's matmul sums an axis of 256, 512, 768 or 1,024 pixels in blocks of 256. Float32 sums depend on it, so windows are
+# summed in the same blocks, and their views equal those from the whole image bit for bit. Other buckets are read whole.
+BLOCK, LONGEST = 256, 1024
+BAND = 16  # rows of an overview made at a time
 RESAMPLE = ("linear", "bicubic")
 SNAP = 1e-3  # native pixels: a box edge this close to a whole pixel is on it (frames are composed in float32)
 
@@ -102,60 +111,132 @@ def render_views(sources: Sources, row: jax.Array, frames: Frame, view: ViewForm
     if view.resample not in RESAMPLE:
         raise ValueError(f"resample {view.resample!r}: one of {RESAMPLE}")
     n = row.shape[0]
+    chunk = CHUNK[view.resample]
     asked = row >= 0
     order = jnp.argsort(~asked, stable=True)
-    order = jnp.concatenate([order, jnp.full(-n % CHUNK, n, order.dtype)])
+    order = jnp.where(asked[order], order, n)  # n names no view
+    order = jnp.concatenate([order, jnp.full(-n % chunk, n, order.dtype)])
 
     def render_chunk(i, views):
-        index = jax.lax.dynamic_slice_in_dim(order, i * CHUNK, CHUNK)
+        index = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
         chosen = jax.tree.map(lambda x: x[index], (row, frames))
-        rendered = jax.vmap(lambda r, f: _render(sources, r, f, view))(*chosen)
+        render = lambda r, f: _render(sources, r, f, view)
+        # vmap, even over one, would run both sides of a condition.
+        rendered = jax.vmap(render)(*chosen) if chunk > 1 else render(*jax.tree.map(lambda x: x[0], chosen))[None]
         return views.at[index].set(rendered, mode="drop")
 
-    chunks = (asked.sum() + CHUNK - 1) // CHUNK
-    views = jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, *view.shape), jnp.uint8))
-    return jnp.where(asked[:, None, None, None], views, jnp.uint8(0))
+    chunks = (asked.sum() + chunk - 1) // chunk
+    return jax.lax.fori_loop(0, chunks, render_chunk, jnp.zeros((n, *view.shape), jnp.uint8))
 
 
 def _render(sources: Sources, row: jax.Array, frame: Frame, view: ViewFormat) -> jax.Array:
     """One view [H, W, 3] uint8."""
-    pixels, rescale, true_size = jax.tree.map(lambda x: x[row, frame.source], sources)
+    rescale, true_size = (x[row, frame.source] for x in (sources.rescale, sources.size))
     resample = {"linear": _linear, "bicubic": _bicubic}[view.resample]
     # A view turned by a quarter is W x H before it is turned: both have room on a square canvas.
     upright_size = jnp.where(_is_turned(frame.affine), jnp.array([view.width, view.height]), jnp.array(view[:2]))
-    upright = resample(pixels, true_size, bounds(frame), upright_size.astype(jnp.float32), max(view[:2]))
+    place, size = (row, frame.source), upright_size.astype(jnp.float32)
+    upright = resample(sources.pixels, place, true_size, bounds(frame), size, max(view[:2]))
     physical = upright * rescale[0] + rescale[1]
     low, high = frame.window[0], frame.window[1]
     grey = jnp.clip(jnp.round((physical - low) / (high - low) * 255.0), 0, 255).astype(jnp.uint8)
+    grey = jax.lax.optimization_barrier(grey)  # or it is computed anew for each channel and each way to turn it
     return jnp.broadcast_to(_orient(grey, frame.affine, view), view.shape)
 
 
-def _linear(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int) -> jax.Array:
-    """[canvas, canvas, C] float32 raw values, upright: the source box xyxy (pixel edges) in the first size [2] rows and
-    columns, anything beyond.
+def _linear(
+    pixels: jax.Array, place: tuple[jax.Array, ...], true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int
+) -> jax.Array:
+    """[canvas, canvas, C] float32 raw values of the image pixels[place], upright: the source box xyxy (pixel edges) in the
+    first size [2] rows and columns, anything beyond.
 
     The antialiasing kernel reads real neighbours outside of the box. Padding of the bucket has weight zero, and what
     remains is renormalised, as scale_and_translate itself does at the edges of an array: the bucket leaves no trace.
     """
-    height, width = pixels.shape[:2]
-    x1, y1, x2, y2 = box
-    scale = jnp.stack([size[0] / (y2 - y1), size[1] / (x2 - x1)])
-    shift = -jnp.stack([y1, x1]) * scale
+    shape = pixels.shape[2:4]
+    low, high = box[1::-1], box[:1:-1]  # (y, x), as size is
+    weights = [_triangle_weights(low[i], high[i], shape[i], size[i], canvas) for i in (0, 1)]
+    inside = [(jnp.arange(shape[i]) < true_size[i]).astype(jnp.float32)[:, None] for i in (0, 1)]
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    total = product("hi,ho->io", weights[0], inside[0]) * product("wj,wo->oj", weights[1], inside[1])
 
-    def resample(image, dims):
-        shape = tuple(canvas if d in dims else n for d, n in enumerate(image.shape))
-        take = jnp.array(dims)
-        return jax.image.scale_and_translate(image, shape, dims, scale[take], shift[take], "linear", antialias=True)
+    def cut(first: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The image from pixel `first` (y, x) on, black in the padding, and the weights of its rows and columns."""
+        sides = [(first[0], height), (first[1], width)]
+        image = jax.lax.dynamic_slice(pixels, (*place, *first, 0), (1, 1, height, width, pixels.shape[4]))[0, 0]
+        row, column = (jax.lax.dynamic_slice_in_dim(x, *side) for x, side in zip(inside, sides, strict=True))
+        down, across = (jax.lax.dynamic_slice_in_dim(x, *side) for x, side in zip(weights, sides, strict=True))
+        return image.astype(jnp.float32) * (row * column[:, 0][None])[..., None], down, across
 
-    inside_y = (jnp.arange(height) < true_size[0]).astype(jnp.float32)[:, None]
-    inside_x = (jnp.arange(width) < true_size[1]).astype(jnp.float32)[None, :]
-    inside = (inside_y * inside_x)[..., None]
-    weight = resample(inside_y, (0,)) * resample(inside_x, (1,))
-    return resample(pixels.astype(jnp.float32) * inside, (0, 1)) / weight[..., None]
+    def whole(_):
+        image, down, across = cut(jnp.zeros(2, jnp.int32), *shape)
+        return product("hwc,hi,wj->ijc", image, down, across)
+
+    def overview(_):
+        image, down, across = cut(jnp.zeros(2, jnp.int32), *shape)
+        return product("iwc,wj->ijc", _overview_rows(image, down, product), across)
+
+    def window(first):
+        image, down, across = cut(first, side, side)
+        return product("iwc,wj->ijc", product("hi,hwc->iwc", down, image), across)
+
+    def window_in_two_blocks(first):
+        image, down, across = cut(first, side, side)
+        above = jnp.arange(side)[:, None] < -first[0] % BLOCK
+        halves = jnp.where(above, down, 0.0), jnp.where(above, 0.0, down)
+        return product("iwc,wj->ijc", sum(product("hi,hwc->iwc", half, image) for half in halves), across)
+
+    side = WINDOW * canvas
+    if side > BLOCK or any(length % BLOCK or length > LONGEST for length in shape):
+        return whole(None) / total[..., None]
+    margin = jnp.maximum((high - low) / size, 1.0) + 1.0  # how far the kernel reaches, and a pixel for roundings
+    begin, end = jnp.maximum(jnp.floor(low - margin), 0.0), jnp.minimum(high + margin, jnp.array(shape, jnp.float32))
+    first = jnp.minimum(begin.astype(jnp.int32), jnp.array(shape) - side)
+    fits = (end <= first + side).all()
+    one_block = begin[0] // BLOCK == end[0] // BLOCK
+    is_overview = (low[0] == 0) & (high[0] == shape[0]) & (size[0] == canvas)
+    way = jnp.where(fits, jnp.where(one_block, 1, 2), jnp.where(is_overview, 3, 0))
+    return jax.lax.switch(way, (whole, window, window_in_two_blocks, overview), first) / total[..., None]
 
 
-def _bicubic(pixels: jax.Array, true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int) -> jax.Array:
+def _overview_rows(image: jax.Array, down: jax.Array, product) -> jax.Array:
+    """[canvas, W, C]: the rows of a view of the whole image [H, W, C], a band of them at a time from the pixels that it reads."""
+    height, canvas = down.shape
+    pitch = height / canvas
+    bands = []
+    for at in range(0, canvas, BAND):
+        first, last = max(math.floor((at - 1) * pitch) - 1, 0), min(math.ceil((at + BAND + 1) * pitch) + 1, height)
+        cuts = [first, *(cut for cut in range(BLOCK, height, BLOCK) if first < cut < last), last]
+        parts = [product("hi,hwc->iwc", down[i:j, at : at + BAND], image[i:j]) for i, j in itertools.pairwise(cuts)]
+        bands.append(sum(parts[1:], parts[0]))
+    return jnp.concatenate(bands)
+
+
+def _triangle_weights(low: jax.Array, high: jax.Array, length: int, count: jax.Array, canvas: int) -> jax.Array:
+    """[length, canvas] float32: columns sample [low, high) px of an axis at `count` points, further ones beyond.
+
+    The arithmetic of `jax.image.scale_and_translate` (triangle kernel, antialiased), operation by operation.
+    """
+    # The barrier keeps 1 / (count / (high - low)) from being simplified, which would change its last bit.
+    scale = count / (high - low)
+    scale, shift = jax.lax.optimization_barrier((scale, -low * scale))
+    pitch = 1.0 / scale
+    point = (jnp.arange(canvas, dtype=jnp.float32) + 0.5) * pitch - shift * pitch - 0.5
+    apart = abs(point[None] - jnp.arange(length, dtype=jnp.float32)[:, None]) / jnp.maximum(pitch, 1.0)
+    weight = jnp.maximum(
+        0.0, 1.0 - abs(apart)
+    )  # this abs keeps the difference from being fused with the quotient: as above
+    total = weight.sum(axis=0, keepdims=True)
+    # Points outside of the image see nothing.
+    seen = (total > 1000.0 * jnp.finfo(jnp.float32).eps) & (point >= -0.5)[None] & (point <= length - 0.5)[None]
+    return jnp.where(seen, weight / jnp.where(total == 0, 1.0, total), 0.0)
+
+
+def _bicubic(
+    pixels: jax.Array, place: tuple[jax.Array, ...], true_size: jax.Array, box: jax.Array, size: jax.Array, canvas: int
+) -> jax.Array:
     """Like `_linear`, as Pillow does it; see the module's docstring."""
+    pixels = pixels[place]
     box = jnp.where(abs(box - jnp.round(box)) < SNAP, jnp.round(box), box)
     low, high = box[1::-1], box[:1:-1]  # (y, x), as size is
     first, last = jnp.floor(low), jnp.minimum(jnp.ceil(high), true_size)
@@ -202,6 +283,8 @@ def _is_turned(affine: jax.Array) -> jax.Array:
 def _orient(upright: jax.Array, affine: jax.Array, view: ViewFormat) -> jax.Array:
     """The upright image as the affine turns it: transposed when u runs along y, mirrored where u or v run backwards."""
     (a, b, _), (c, d, _) = affine
-    image = jnp.where(_is_turned(affine), upright.swapaxes(0, 1), upright)[: view.height, : view.width]
-    image = jnp.where(a + c < 0, image[:, ::-1], image)  # one of the two is zero
-    return jnp.where(b + d < 0, image[::-1], image)
+    turned = _is_turned(affine)
+    v, u = jnp.arange(view.height)[:, None], jnp.arange(view.width)[None]
+    v = jnp.where(b + d < 0, view.height - 1 - v, v)  # one of the two is zero
+    u = jnp.where(a + c < 0, view.width - 1 - u, u)
+    return upright[jnp.where(turned, u, v), jnp.where(turned, v, u)]

@@ -1,4 +1,7 @@
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -146,11 +149,11 @@ def test_a_crop_reads_its_real_neighbours():
 
 def test_unasked_views_are_black_and_leave_the_others_alone():
     rng = np.random.default_rng(4)
-    n = 2 * CHUNK + 3
+    n = 2 * CHUNK["bicubic"] + 3
     images = [[smooth_ct(rng, 64, 64)] for _ in range(3)]
     sources = stack_sources(images, [[HU]] * 3, 64, 64)
     row = rng.integers(-1, 3, n).astype(np.int32)
-    assert CHUNK < (row >= 0).sum() < n
+    assert CHUNK["bicubic"] < (row >= 0).sum() < n
     boxes = np.concatenate([rng.uniform(0, 400, (n, 2)), rng.uniform(600, 1000, (n, 2))], 1).astype(np.float32)
     whole = fr.full_frame(64, 64, WINDOW, 0)
     frames = fr.zoom(jax.tree.map(lambda x: np.stack([x] * n), whole), boxes)
@@ -170,6 +173,76 @@ def test_a_frame_reads_the_image_that_it_names():
     assert (second == 185).all()
     np.testing.assert_array_equal(sources.size, [[[16, 24], [20, 12]], [[20, 12], [20, 12]]])
     np.testing.assert_array_equal(sources.pixels[0, 1], 90)
+
+
+@functools.partial(jax.jit, static_argnames="view")
+def from_whole_images(sources: Sources, row, frames: fr.Frame, view: ViewFormat):
+    """The views as `scale_and_translate` makes them from all pixels of the image, whatever the box."""
+
+    def upright(pixels, true_size, box, size):
+        x1, y1, x2, y2 = box
+        scale = jnp.stack([size[0] / (y2 - y1), size[1] / (x2 - x1)])
+        shift = -jnp.stack([y1, x1]) * scale
+
+        def resample(image, dims):
+            shape = tuple(64 if d in dims else n for d, n in enumerate(image.shape))
+            take = jnp.array(dims)
+            return jax.image.scale_and_translate(image, shape, dims, scale[take], shift[take], "linear", antialias=True)
+
+        inside_y = (jnp.arange(pixels.shape[0]) < true_size[0]).astype(jnp.float32)[:, None]
+        inside_x = (jnp.arange(pixels.shape[1]) < true_size[1]).astype(jnp.float32)[None, :]
+        weight = resample(inside_y, (0,)) * resample(inside_x, (1,))
+        return resample(pixels.astype(jnp.float32) * (inside_y * inside_x)[..., None], (0, 1)) / weight[..., None]
+
+    def one(row_and_frame):
+        r, frame = row_and_frame
+        pixels, (slope, intercept), true_size = jax.tree.map(lambda x: x[r, frame.source], sources)
+        (a, b, _), (c, d, _) = frame.affine
+        turned = abs(b) > abs(a)
+        size = jnp.where(turned, jnp.array([view.width, view.height]), jnp.array(view[:2])).astype(jnp.float32)
+        physical = upright(pixels, true_size, fr.bounds(frame), size) * slope + intercept
+        low, high = frame.window
+        grey = jnp.clip(jnp.round((physical - low) / (high - low) * 255.0), 0, 255).astype(jnp.uint8)
+        image = jnp.where(turned, grey.swapaxes(0, 1), grey)[: view.height, : view.width]
+        image = jnp.where(a + c < 0, image[:, ::-1], image)
+        return jnp.broadcast_to(jnp.where(b + d < 0, image[::-1], image), view.shape)
+
+    return jax.lax.map(one, (row, frames))
+
+
+def sums_in_blocks() -> bool:
+    """Whether this machine's matmul sums 512 values in two blocks, as BLOCK says."""
+    a, b = jax.random.uniform(jax.random.key(0), (2, 512, 64))
+    product = jax.jit(functools.partial(jnp.einsum, "ki,kj->ij", precision="highest"))
+    return bool((product(a, b) == product(a[:256], b[:256]) + product(a[256:], b[256:])).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "view"),
+    [("uint16", 1, (64, 64)), ("uint16", 1, (48, 64)), ("uint8", 1, (64, 64)), ("uint8", 3, (64, 64))],
+)
+def test_whatever_part_of_an_image_is_read_the_view_is_that_from_all_of_it(dtype, channels, view):
+    rng = np.random.default_rng(5)
+    n, view = 16, ViewFormat(*view, "linear")
+    rescale, window, low, high = (HU, WINDOW, 800, 1350) if dtype == "uint16" else ((1.0, 0.0), (0.0, 255.0), 0, 256)
+    sides = [(512, 512), (511, 509), (300, 512), (450, 333)]
+    images = [[rng.integers(low, high, (*side, channels)).astype(dtype)] for side in sides]
+    sources = jax.device_put(stack_sources(images, [[rescale]] * len(sides), 512, 512))
+    row = np.arange(n, dtype=np.int32) % len(sides)
+    whole = jax.tree.map(lambda *x: np.stack(x), *[fr.full_frame(*sides[r], window, 0) for r in row])
+    differing = 0
+    for smallest, largest in ((28, 100), (100, 240), (28, 1000), (1000, 1000)):
+        for grid in (1e-3, 20):  # boxes off and on the grid, and at the edges
+            side = rng.uniform(smallest, largest, (n, 2))
+            corner = rng.uniform(-0.2, 1.2, (n, 2)).clip(0, 1) * (1000 - side)
+            box = np.concatenate([corner // grid * grid, (corner + side) // grid * grid + grid], axis=1).clip(0, 1000)
+            frames = fr.flip(fr.rotate(fr.zoom(whole, box), rng.integers(4, size=n)), rng.integers(2, size=n))
+            views = np.asarray(render_views(sources, row, frames, view))
+            expected = np.asarray(from_whole_images(sources, row, frames, view))
+            assert views.reshape(n, -1).std(axis=1).min() > 5
+            assert abs(views.astype(int) - expected).max() <= 1
+            differing += (views != expected).sum()
+    assert differing == 0 or not sums_in_blocks()
 
 
 def test_images_that_do_not_fit_a_bucket_are_refused():

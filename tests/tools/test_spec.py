@@ -1,3 +1,4 @@
+import copy
 import operator
 import random
 
@@ -16,12 +17,15 @@ from mvg_jax.tools import (
     ToolCall,
     ToolError,
     ViewFormat,
+    apply_packed,
     apply_tools,
     default_registry,
     observation_text,
+    pack_calls,
     stack_sources,
+    unpack_result,
 )
-from mvg_jax.tools.spec import OK_ZOOM, TEXTS
+from mvg_jax.tools.spec import OK_ZOOM, TEXTS, fits
 
 CT = ImageInfo(512, 512, "HU", (-160.0, 240.0))
 PHOTO = ImageInfo(300, 400, "grey", (0.0, 255.0))
@@ -267,3 +271,75 @@ def test_arguments_of_no_call_have_the_shapes_of_a_call():
     assert isinstance(call, ToolArgs)
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.tree.map(np.asarray, call), jax.tree.map(np.asarray, nothing))
     assert (nothing.kind, nothing.count) == (-1, 0)
+
+
+def test_packed_calls_give_what_unpacked_ones_give():
+    sources, row, frames, args = batch(MIXED)
+    expected = jax.device_get(apply_tools(ALL, sources, row, frames, args, VIEW))
+    views, facts = jax.device_get(apply_packed(ALL, sources, row, pack_calls(frames, args), VIEW))
+    jax.tree.map(np.testing.assert_array_equal, unpack_result(views, facts), expected)
+    assert [x.dtype for x in jax.tree.leaves(unpack_result(views, facts))] == [
+        x.dtype for x in jax.tree.leaves(expected)
+    ]
+    assert views.any()
+
+
+def test_what_surely_fits_a_schema_is_valid_for_jsonschema():
+    """Legal calls are seen to be legal; of mutilated ones none is passed that jsonschema refuses."""
+    legal = [call for call in MIXED if call] + [
+        (WINDOW, {"center": 40, "width": 400.5, "img_idx": 0}),
+        (ZOOM, {"bbox_2d": [BOX], "label": "x" * 100, "img_idx": 0}),
+    ]
+    values = [
+        True,
+        False,
+        None,
+        0,
+        1,
+        -1,
+        0.5,
+        1.0,
+        90,
+        90.0,
+        1e5,
+        "",
+        "bone",
+        "x" * 101,
+        [],
+        {},
+        BOX,
+        [BOX, BOX],
+        [BOX, 1],
+        {"a": 1},
+    ]
+    rng = np.random.default_rng(0)
+    passed = refused = 0
+    for name, arguments in legal:
+        tool = ALL.tools[ALL.names.index(name)]
+        assert fits(arguments, tool.parameters)
+        for _ in range(600):
+            mutilated = copy.deepcopy(arguments)
+            place, keys = mutilated, [*mutilated, "other"]
+            while (key := keys[rng.integers(len(keys))]) in (place if isinstance(place, dict) else range(len(place))):
+                if not isinstance(place[key], (dict, list)) or not place[key] or rng.random() < 0.4:
+                    break
+                place = place[key]
+                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if isinstance(place, dict) and rng.random() < 0.2:
+                place.pop(key, None)
+            else:
+                place[key] = values[rng.integers(len(values))]
+            sure = fits(mutilated, tool.parameters)
+            valid = tool.validator.is_valid(mutilated)
+            assert valid or not sure, (name, mutilated)
+            passed, refused = passed + sure, refused + (not valid)
+    assert passed > 300
+    assert refused > 300
+
+
+def test_a_schema_with_another_keyword_is_left_to_jsonschema():
+    assert fits(3, {"type": "integer"})
+    assert not fits(3, {"type": "integer", "multipleOf": 3})
+    assert not fits(3, {"type": ["integer"]})
+    assert not fits({"a": 1}, {"type": "object", "additionalProperties": {"type": "integer"}})
+    assert not fits(True, {"enum": [1]})
