@@ -249,6 +249,8 @@ class Judge:
             params,
             self._tasks,
             temperature=c.eval.temperature,
+            top_k=c.eval.top_k,
+            top_p=c.eval.top_p,
             seed=c.seed,
             tools_on=tools_on,
             title=f"evaluate {name}",

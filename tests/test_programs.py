@@ -141,7 +141,7 @@ def evaluate(*arguments, **options):
 
 
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
-    sampled = ("--tools=off,image_flip_tool", "--samples=2", "--config.eval.temperature=1.0")
+    sampled = ("--tools=off,image_flip_tool", "--samples=2", "--config.eval.temperature=1.0", "--config.eval.top_p=0.9")
     for tools, more in ((("on",), ()), (("off", "image_flip_tool"), sampled), (("on",), ("--guided",))):
         out = tmp_path / "_".join(tools + more)
         done = subprocess.run(
@@ -152,7 +152,9 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found = json.loads((out / "evaluation.json").read_text())["benchmarks"]["phantom"]
+        written = json.loads((out / "evaluation.json").read_text())
+        assert (written["run"]["top k"], written["run"]["top p"]) == (0, 0.9 if more == sampled else 1.0)
+        found = written["benchmarks"]["phantom"]
         assert tuple(found["tools"]) == tools
         for figures in found["tools"].values():
             assert 0 <= figures["accuracy"] <= 1

@@ -23,7 +23,7 @@ from flax import nnx
 from mvg_jax.mesh import abstract, by_shard, constrain
 from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.decoder import Prefix, Suffix
-from mvg_jax.rollout.sampling import draw
+from mvg_jax.rollout.sampling import Sampling, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,9 @@ class Engine:
         *_, feature = prompts
         features = lambda *leading: of((*leading, *feature.shape[2:]), feature.dtype)
         state = self.abstract_state(params, view_size)
+        sampling = Sampling(row(jnp.float32), row(jnp.int32), row(jnp.float32))
         return [
-            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), self.banned_V),
+            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), sampling, self.banned_V),
             *(
                 self.extend.lower(
                     params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
@@ -193,7 +194,7 @@ def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features
 
 
 def _decode(
-    graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, temperature_B, banned_V
+    graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, sampling: Sampling, banned_V
 ) -> tuple[State, Drawn]:
     """Samples one turn for the active rows, until each has drawn `end_of_turn` or T tokens."""
     model = nnx.merge(graph, params)
@@ -203,7 +204,7 @@ def _decode(
         # Logits come split over the vocabulary and rows are drawn whole, some on each device; without the first line the compiler
         # would rather gather the head's weights for every token.
         logits_BxV = constrain(constrain(logits_BxV, "batch", "vocab"), "spread")
-        drawn = draw(logits_BxV, name_Bx4, constrain(position_B, "batch"), temperature_B, banned_V)
+        drawn = draw(logits_BxV, name_Bx4, constrain(position_B, "batch"), sampling, banned_V)
         return tuple(constrain(x, "batch") for x in drawn)
 
     def record(drawn: Drawn, t, going_B, token_B, logprob_B) -> Drawn:

@@ -28,7 +28,7 @@ from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame
 from mvg_jax.mesh import agree, by_shard, local_shards, put_rows, shard_count, to_host
 from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
-from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_tools, render_views
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
@@ -186,7 +186,10 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
 
 
 class SampledPolicy:
-    """The model itself: turns are drawn by the engine. seed and step name the noise, with each row's task and sample."""
+    """The model itself: turns are drawn by the engine. seed and step name the noise, with each row's task and sample.
+
+    top_k, top_p: of all rows; see `sampling.Sampling`. Not for training, whose learner scores what was drawn without them.
+    """
 
     def __init__(
         self,
@@ -197,10 +200,12 @@ class SampledPolicy:
         step: int,
         sample_B: np.ndarray,
         temperature_B: np.ndarray,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ):
         self._engine, self._params = engine, params
         self._noise = (seed, step, sample_B)
-        self._temperature_B = put_rows(np.asarray(temperature_B, np.float32))
+        self._sampling = put_rows(Sampling.of(temperature_B, top_k, top_p))
         self._state: State | None = None
 
     def begin(self, prompts: Prompts, phases: Phases) -> None:
@@ -224,7 +229,7 @@ class SampledPolicy:
         with phases("decode"):
             active_B = put_rows(running_B)
             self._state, drawn = self._engine.decode(
-                self._params, self._state, active_B, self._name_Bx4, self._temperature_B, self._engine.banned_V
+                self._params, self._state, active_B, self._name_Bx4, self._sampling, self._engine.banned_V
             )
             return Drawn(*phases.to_host(drawn))
 

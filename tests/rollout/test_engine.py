@@ -4,7 +4,7 @@ import pytest
 
 from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.rollout.engine import Engine, Shapes, bucket
-from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, rollout
 from mvg_jax.tools import MAX_VIEWS
 from tests import tiny_world
@@ -32,7 +32,7 @@ def decode(begun, active, *, temperature=1.0, seed=0):
     params = tiny_world.model()[1]
     state = engine.prefill(params, prompts.tokens, prompts.length, features)
     names = row_keys(seed, 0, ["a", "a", "b", "b"], np.array([0, 1, 0, 1]))
-    return engine.decode(params, state, np.array(active), names, np.full(B, temperature, np.float32), engine.banned_V)
+    return engine.decode(params, state, np.array(active), names, Sampling.of(np.full(B, temperature)), engine.banned_V)
 
 
 def test_bucket_is_the_smallest_that_holds():
