@@ -198,7 +198,7 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
                 p.state, p.shapes, p.engine.shapes, model.view_size, config.grpo.kl > 0
             ),
         }
-        lowered += [(name, point, one) for name in which for one in programs[name]()]
+        lowered += [(name, point, one) for name in which for _, one in programs[name]()]
     need: dict[tuple, int] = {}
     for name, point, one in tqdm.tqdm(lowered, desc="compile", unit="program", disable=not sys.stderr.isatty()):
         found = one.compile().memory_analysis()

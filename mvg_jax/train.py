@@ -30,7 +30,7 @@ from ml_collections import config_flags
 from mvg_jax import config as configs
 from mvg_jax import program
 from mvg_jax.checkpoint import Checkpoints
-from mvg_jax.compiles import CompileCount, compile_all
+from mvg_jax.compiles import CompileCount, compile_all, use_cache
 from mvg_jax.config import Config
 from mvg_jax.data.pipeline import Phase, TaskBatches
 from mvg_jax.data.records import DataSet
@@ -145,7 +145,7 @@ def run_stage(
     for step in () if early.over else range(first + 1, steps + 1):
         state, metrics = stage.step(state, step, next(batches))
         done = step
-        log.log(step, metrics)
+        log.log(step, metrics | compiles.metrics())
         if held_out and (step % config.sft.validate_every == 0 or step == steps):
             means = stage.validate(state, held_out)
             log.log(step, {f"validation/{key}": value for key, value in means.items()})
@@ -183,6 +183,9 @@ def run_stage(
         "stage": name,
         "seconds": seconds,
         "steps": done,
+        "compiles": compiles.count,  # with the next two: of this process, from its beginning
+        "compiles_from_cache": compiles.cached,
+        "compile_seconds": compiles.seconds,
         "compiles_after_warmup": 0 if warm is None else compiles.count - warm,
     }
 
@@ -339,8 +342,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on from the last checkpoint in 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = configs.from_dict(_CONFIG.value.to_dict())
-    if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    use_cache(config.compile_cache)
     try:
         summary = train(config, workdir, _RESUME.value)
     except Interrupted as event:

@@ -61,6 +61,9 @@ def test_a_run_leaves_what_it_promises(finished):
         "tool_rate/needed",
         "tool_rate/not_needed",
         "seconds",
+        "compiles",
+        "compiles_from_cache",
+        "compile_seconds",
         "compiles_after_warmup",
         "logprob_gap_max",
     ):
@@ -175,6 +178,7 @@ TINY = (f"--config={ROOT}/configs/tiny.py", "--checkpoint=asset:tiny_internvl")
     [
         ((), ("--config and --checkpoint are needed",)),
         ((*TINY, "--samples=2"), ("--samples=2", "config.eval.temperature")),
+        ((*TINY, "--config.compile_cache=/dev/null/x"), ("config.compile_cache /dev/null/x", "cannot be written")),
         ((*TINY, "--guided", "--tools=off"), ("--guided", "--tools")),
         ((*TINY, "--tools=scalpel"), ("--tools=scalpel", "image_zoom_in_tool")),
         ((*TINY, "--benchmarks=bird"), ("bird", "phantom", "vqa_rad")),

@@ -108,8 +108,8 @@ class Engine:
 
     def lower(
         self, params: nnx.State, view_size: tuple[int, int], max_views: int, extra_lengths: tuple[int, ...] = ()
-    ) -> list[jax.stages.Lowered]:
-        """Every program for every bucket, on abstract shapes, ready for `compiles.compile_all`.
+    ) -> list[tuple[str, jax.stages.Lowered]]:
+        """Every program for every bucket with its name, on abstract shapes, ready for `compiles.compile_all`.
 
         view_size: (H, W). max_views: R. extra_lengths: further lengths that `extend` will be called with.
         """
@@ -125,17 +125,16 @@ class Engine:
         features = lambda *leading: of((*leading, *feature.shape[2:]), feature.dtype)
         state = self.abstract_state(params, view_size)
         sampling = Sampling(row(jnp.float32), row(jnp.int32), row(jnp.float32))
+        extend = lambda T: self.extend.lower(
+            params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
+        )
+        encode = lambda n: self.encode.lower(params, views(B * max_views), index(n))
         return [
-            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), sampling, self.banned_V),
-            *(
-                self.extend.lower(
-                    params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
-                )
-                for T in s.observation_lengths + extra_lengths
-            ),
-            self.prefill.lower(params, *prompts),
-            self.encode.lower(params, views(images), index(images)),
-            *(self.encode.lower(params, views(B * max_views), index(n)) for n in s.encode_batches),
+            ("decode", self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), sampling, self.banned_V)),
+            *((f"extend/{T}", extend(T)) for T in s.observation_lengths + extra_lengths),
+            ("prefill", self.prefill.lower(params, *prompts)),
+            ("encode prompts", self.encode.lower(params, views(images), index(images))),
+            *((f"encode/{n}", encode(n)) for n in s.encode_batches),
         ]
 
     def abstract_state(self, params: nnx.State, view_size: tuple[int, int]) -> State:
