@@ -23,6 +23,7 @@ from mvg_jax import config as configs
 from mvg_jax import program
 from mvg_jax.collection.run import collect
 from mvg_jax.collection.select import table
+from mvg_jax.compiles import use_cache
 from mvg_jax.errors import RunError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
@@ -42,8 +43,7 @@ def main() -> None:
         raise RunError("who speaks? give one of --checkpoint, --expert and --config.collect.endpoint.url")
     if jax.process_count() > 1:
         raise RunError("collect runs in one process; start several with other config.data.first and --out")
-    if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    use_cache(config.compile_cache)
     out = pathlib.Path(_OUT.value)
     try:
         statistics = collect(config, chosen[0], out)

@@ -249,13 +249,26 @@ class GRPO:
 @dataclasses.dataclass(frozen=True)
 class Eval:
     """Held-out evaluation before and after training. tasks: how many, evenly spread over `split` of each of `sets` (NAME or
-    NAME:SPLIT); temperature 0 = greedy; prompts: rows of a batch, of which several are one task's if it is answered several times."""
+    NAME:SPLIT); temperature 0 = greedy; top_k (0 = off) and top_p (1 = off) filter what is sampled; prompts: rows of a batch, of
+    which several are one task's if it is answered several times."""
 
     sets: tuple[str, ...] = ("phantom",)
     tasks: int = 800
     split: str = "val"
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
     prompts: int = 64
+
+    def __post_init__(self):
+        _check_filters("config.eval", self.top_k, self.top_p)
+
+
+def _check_filters(where: str, top_k: int, top_p: float) -> None:
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise RunError(
+            f"{where}: top_k {top_k} and top_p {top_p} filter what is sampled: top_k at least 0 (off), 0 < top_p <= 1 (off)"
+        )
 
 
 OFF = -1  # switches a filter off
@@ -313,6 +326,7 @@ class Endpoint:
 class Collect:
     """Trajectory sampling: `samples` tries at each of `tasks` tasks of config.data.sets (by their weights; training splits).
 
+    top_k, top_p: as of config.eval; a chat endpoint is told top_p and knows no top_k, an expert heeds neither.
     prompts: tasks played at a time; shard: tasks between two files, which is what an interruption may cost. tools, kinds: weights of
     tool chains ("none", a tool's name, names joined by "+") and of kinds of questions, each NAME=WEIGHT, "*" for all others;
     () = as they come. keep: share of the filtered trajectories that is kept; the smaller, the nearer to those weights.
@@ -322,6 +336,8 @@ class Collect:
     tasks: int = 256
     samples: int = 4
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
     prompts: int = 16
     shard: int = 64
     filters: Filters = Filters()
@@ -340,6 +356,9 @@ class Collect:
             raise RunError(
                 "config.collect: tasks, samples, prompts and shard are at least 1, temperature at least 0, 0 < keep <= 1"
             )
+        _check_filters("config.collect", self.top_k, self.top_p)
+        if self.top_k and self.endpoint.url:
+            raise RunError(f"config.collect.top_k {self.top_k}: a chat endpoint knows top_p only; set it to 0")
 
 
 @dataclasses.dataclass(frozen=True)

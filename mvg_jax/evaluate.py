@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from mvg_jax import config as configs
 from mvg_jax import program
+from mvg_jax.compiles import use_cache
 from mvg_jax.config import Config
 from mvg_jax.errors import RunError
 from mvg_jax.evaluation import TOOLS_OFF, TOOLS_ON, evaluate, evaluation_parts, open_benchmark, with_tools
@@ -86,6 +87,7 @@ def main() -> None:
     if _CONFIG.value is None or _CHECKPOINT.value is None:
         raise RunError("--config and --checkpoint are needed, or --rescore=FILE")
     config = resolved_config()
+    use_cache(config.compile_cache)
     enter_mesh(config)
     experiment, params = build(config)
 
@@ -101,6 +103,8 @@ def main() -> None:
         "checkpoint": _CHECKPOINT.value,
         "seed": config.seed,
         "temperature": config.eval.temperature,
+        "top k": config.eval.top_k,
+        "top p": config.eval.top_p,
         "samples": _SAMPLES.value,
         "guided": _GUIDED.value,
         "tools": list(experiment.protocol.registry.names),
@@ -121,6 +125,8 @@ def main() -> None:
                 params,
                 benchmark,
                 temperature=config.eval.temperature,
+                top_k=config.eval.top_k,
+                top_p=config.eval.top_p,
                 seed=config.seed,
                 tools_on=setting != TOOLS_OFF,
                 guided=_GUIDED.value,

@@ -118,6 +118,8 @@ def evaluate(
     tasks: Sequence[Task],
     *,
     temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int,
     tools_on: bool,
     guided: bool = False,
@@ -155,6 +157,8 @@ def evaluate(
                 step=0,
                 sample_B=np.tile(np.arange(G, dtype=np.int32), own),
                 temperature_B=np.full(own * G, temperature, np.float32),
+                top_k=top_k,
+                top_p=top_p,
             )
             if guided:
                 script = [[Turn("", call) for call in task.chain or ()] for task in filled for _ in range(G)]

@@ -198,12 +198,12 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
     for point in points:
         parts = make_parts(plain, with_depth(model, *(min(a, b) for a, b in zip(point, depth, strict=True))))
         programs = {
-            "rollout": lambda p=parts: [one for _, one in p.engine.lower(p.sampling, model.view_size, MAX_VIEWS)],
+            "rollout": lambda p=parts: p.engine.lower(p.sampling, model.view_size, MAX_VIEWS),
             "update": lambda p=parts: p.learner.lower(
                 p.state, p.shapes, p.engine.shapes, model.view_size, config.grpo.kl > 0
             ),
         }
-        lowered += [(name, point, one) for name in which for one in programs[name]()]
+        lowered += [(name, point, one) for name in which for _, one in programs[name]()]
     need: dict[tuple, int] = {}
     for name, point, one in tqdm.tqdm(lowered, desc="compile", unit="program", disable=not sys.stderr.isatty()):
         found = one.compile().memory_analysis()

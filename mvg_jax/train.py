@@ -30,7 +30,7 @@ from ml_collections import config_flags
 from mvg_jax import config as configs
 from mvg_jax import program
 from mvg_jax.checkpoint import Checkpoints
-from mvg_jax.compiles import CompileCount, compile_all
+from mvg_jax.compiles import CompileCount, compile_all, use_cache
 from mvg_jax.config import Config
 from mvg_jax.data.pipeline import Phase, TaskBatches
 from mvg_jax.data.records import DataSet
@@ -145,7 +145,7 @@ def run_stage(
     for step in () if early.over else range(first + 1, steps + 1):
         state, metrics = stage.step(state, step, next(batches))
         done = step
-        log.log(step, metrics)
+        log.log(step, metrics | compiles.metrics())
         if held_out and (step % config.sft.validate_every == 0 or step == steps):
             means = stage.validate(state, held_out)
             log.log(step, {f"validation/{key}": value for key, value in means.items()})
@@ -183,6 +183,9 @@ def run_stage(
         "stage": name,
         "seconds": seconds,
         "steps": done,
+        "compiles": compiles.count,  # with the next two: of this process, from its beginning
+        "compiles_from_cache": compiles.cached,
+        "compile_seconds": compiles.seconds,
         "compiles_after_warmup": 0 if warm is None else compiles.count - warm,
     }
 
@@ -227,8 +230,7 @@ def warm_up(stage, state, experiment: Experiment) -> None:
     size = experiment.model.view_size
     programs = stage.learner.lower(state, stage.shapes, stage.world.shapes, size, stage.reference is not None)
     weights = stage.engine.weights(state.params)  # runs the reshard once, which compiles it
-    programs += [one for _, one in stage.engine.lower(weights, size, MAX_VIEWS) + stage.world.lower()]
-    compile_all(programs, "compile")
+    compile_all(programs + stage.engine.lower(weights, size, MAX_VIEWS) + stage.world.lower(), "compile")
 
 
 class Judge:
@@ -250,6 +252,8 @@ class Judge:
             params,
             self._tasks,
             temperature=c.eval.temperature,
+            top_k=c.eval.top_k,
+            top_p=c.eval.top_p,
             seed=c.seed,
             tools_on=tools_on,
             title=f"evaluate {name}",
@@ -338,8 +342,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on from the last checkpoint in 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     config = configs.from_dict(_CONFIG.value.to_dict())
-    if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    use_cache(config.compile_cache)
     try:
         summary = train(config, workdir, _RESUME.value)
     except Interrupted as event:

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from bench_rollout import measure  # with its flags --config, --json and --batches
 
 from mvg_jax import config as configs
+from mvg_jax.compiles import use_cache
 from mvg_jax.data.pipeline import TaskBatches
 from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
@@ -47,6 +48,7 @@ def stream(config: configs.Config, batches: int) -> dict[str, float]:
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     config = configs.from_dict(flags.FLAGS.config.to_dict())
+    use_cache(config.compile_cache)
     enter_mesh(config)
     figures = stream(config, _BATCHES.value)
     rollout = measure(config, flags.FLAGS.batches)

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mvg_jax import config as configs
-from mvg_jax.compiles import CompileCount, compile_all
+from mvg_jax.compiles import CompileCount, compile_all, use_cache
 from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.decoder import suffix_bytes
@@ -134,6 +134,7 @@ _BATCHES = flags.DEFINE_integer("batches", 5, "Timed batches; medians are report
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     config = configs.from_dict(_CONFIG.value.to_dict())
+    use_cache(config.compile_cache)
     enter_mesh(config)
     figures = measure(config, _BATCHES.value)
     for name, value in figures.items():

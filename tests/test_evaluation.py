@@ -123,6 +123,12 @@ def test_rows_that_never_answer_keep_their_last_words():
     assert any(p.malformed for p in played)
 
 
+def test_of_one_token_or_the_tiniest_mass_the_likeliest_is_left():
+    greedy = [p.response for p in play_noise(3, temperature=0.0)]
+    assert [p.response for p in play_noise(3, top_k=1)] == [p.response for p in play_noise(3, top_p=1e-6)] == greedy
+    assert [p.response for p in play_noise(3)] != greedy
+
+
 def test_samples_stay_the_same_when_there_are_more_of_them_or_other_tasks():
     """Noise is named by task and sample: the first task's answers do not depend on what else is played."""
     few, many = play_noise(1), play_noise(5)

@@ -61,6 +61,9 @@ def test_a_run_leaves_what_it_promises(finished):
         "tool_rate/needed",
         "tool_rate/not_needed",
         "seconds",
+        "compiles",
+        "compiles_from_cache",
+        "compile_seconds",
         "compiles_after_warmup",
         "logprob_gap_max",
     ):
@@ -141,7 +144,7 @@ def evaluate(*arguments, **options):
 
 
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
-    sampled = ("--tools=off,image_flip_tool", "--samples=2", "--config.eval.temperature=1.0")
+    sampled = ("--tools=off,image_flip_tool", "--samples=2", "--config.eval.temperature=1.0", "--config.eval.top_p=0.9")
     for tools, more in ((("on",), ()), (("off", "image_flip_tool"), sampled), (("on",), ("--guided",))):
         out = tmp_path / "_".join(tools + more)
         done = subprocess.run(
@@ -152,7 +155,9 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        found = json.loads((out / "evaluation.json").read_text())["benchmarks"]["phantom"]
+        written = json.loads((out / "evaluation.json").read_text())
+        assert (written["run"]["top k"], written["run"]["top p"]) == (0, 0.9 if more == sampled else 1.0)
+        found = written["benchmarks"]["phantom"]
         assert tuple(found["tools"]) == tools
         for figures in found["tools"].values():
             assert 0 <= figures["accuracy"] <= 1
@@ -173,6 +178,7 @@ TINY = (f"--config={ROOT}/configs/tiny.py", "--checkpoint=asset:tiny_internvl")
     [
         ((), ("--config and --checkpoint are needed",)),
         ((*TINY, "--samples=2"), ("--samples=2", "config.eval.temperature")),
+        ((*TINY, "--config.compile_cache=/dev/null/x"), ("config.compile_cache /dev/null/x", "cannot be written")),
         ((*TINY, "--guided", "--tools=off"), ("--guided", "--tools")),
         ((*TINY, "--tools=scalpel"), ("--tools=scalpel", "image_zoom_in_tool")),
         ((*TINY, "--benchmarks=bird"), ("bird", "phantom", "vqa_rad")),

@@ -175,10 +175,18 @@ class ChatClient:
 class EndpointSpeaker:
     """The model behind an endpoint, told what our own models are told: system text with the tools' schemas, question, views."""
 
-    def __init__(self, client: ChatClient, endpoint: Endpoint, registry: Registry, temperature: float, seed: int):
+    def __init__(
+        self,
+        client: ChatClient,
+        endpoint: Endpoint,
+        registry: Registry,
+        temperature: float,
+        seed: int,
+        top_p: float = 1.0,
+    ):
         self.name = endpoint.model
         self._client, self._endpoint, self._registry = client, endpoint, registry
-        self._temperature, self._seed = temperature, seed
+        self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self.refused: list[str] = []
 
     def speak(self, conversation: Conversation) -> str | Stop:
@@ -190,6 +198,8 @@ class EndpointSpeaker:
             "max_tokens": self._endpoint.max_tokens,
             "seed": keyed(self._seed, c.task.id, c.sample, len(c.exchanges)) % 2**31,
         }
+        if self._top_p < 1:
+            body["top_p"] = self._top_p
         try:
             reply = self._client.complete(body)
         except Refused as error:

@@ -180,7 +180,7 @@ def gather_crew(config: Config, who: str, out: pathlib.Path) -> Crew:
         name = pathlib.PurePath(config.model.checkpoint).name
         return Crew(
             experiment,
-            ModelSampler(world, experiment.engine(world), params, name, c.temperature, config.seed),
+            ModelSampler(world, experiment.engine(world), params, name, c.temperature, config.seed, c.top_k, c.top_p),
         )
     experiment = outline(config)
     client, view = None, experiment.view
@@ -188,7 +188,7 @@ def gather_crew(config: Config, who: str, out: pathlib.Path) -> Crew:
         speaker, threads = ExpertSpeaker(c.decisions, config.seed), 1
     else:
         client = ChatClient(c.endpoint, out / "requests")
-        speaker = EndpointSpeaker(client, c.endpoint, experiment.protocol.registry, c.temperature, config.seed)
+        speaker = EndpointSpeaker(client, c.endpoint, experiment.protocol.registry, c.temperature, config.seed, c.top_p)
         threads, side = c.endpoint.concurrency, c.endpoint.view_size
         view = ViewFormat(side, side, "bicubic") if side else view
     data, registry = config.data, experiment.protocol.registry

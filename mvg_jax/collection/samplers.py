@@ -39,10 +39,21 @@ class Sampler(typing.Protocol):
 class ModelSampler:
     """Our model. world: of prompts x samples rows."""
 
-    def __init__(self, world: World, engine: Engine, params: nnx.State, name: str, temperature: float, seed: int):
+    def __init__(
+        self,
+        world: World,
+        engine: Engine,
+        params: nnx.State,
+        name: str,
+        temperature: float,
+        seed: int,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ):
         self.name = name
         self._world, self._engine, self._params = world, engine, engine.weights(params)
         self._temperature, self._seed = temperature, seed
+        self._top_k, self._top_p = top_k, top_p
 
     def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
         P = self._world.shapes.prompts
@@ -63,6 +74,8 @@ class ModelSampler:
                 step=0 if tools_on else 1,
                 sample_B=sample_B,
                 temperature_B=np.full(P * G, self._temperature, np.float32),
+                top_k=self._top_k,
+                top_p=self._top_p,
             )
         )
         prompts = self._world.prepare((tasks * P)[:P], tools_on)  # filled up with repeats, which nobody looks at

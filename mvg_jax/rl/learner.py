@@ -182,10 +182,10 @@ class Learner:
         rollout: Shapes,
         view_size: tuple[int, int],
         with_reference: bool,
-    ) -> list[jax.stages.Lowered]:
-        """The update (and the reference's score) for every bucket, on abstract shapes, ready for `compiles.compile_all`.
+    ) -> list[tuple[str, jax.stages.Lowered]]:
+        """The update (and the reference's score) for every bucket, each with its name, on abstract shapes.
 
-        view_size: (H, W).
+        Ready for `compiles.compile_all`. view_size: (H, W).
         """
         M = shapes.microbatches
         of = lambda shape, dtype: abstract(shape, dtype, None, "batch")
@@ -210,9 +210,9 @@ class Learner:
                     reward=of((M, p, rollout.group), jnp.float32),
                     temperature=of((M, b), jnp.float32),
                 )
-                lowered.append(self._update.lower(**state._asdict(), batch=batch))
+                lowered.append((f"update/{L}/{n}", self._update.lower(**state._asdict(), batch=batch)))
                 if with_reference:
-                    lowered.append(self.score.lower(state.params, batch))
+                    lowered.append((f"score/{L}/{n}", self.score.lower(state.params, batch)))
         return lowered
 
 

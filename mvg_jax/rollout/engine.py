@@ -27,7 +27,7 @@ from mvg_jax.mesh import abstract, by_shard, constrain, shard_count
 from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.decoder import Prefix, Suffix, cache_heads
-from mvg_jax.rollout.sampling import draw
+from mvg_jax.rollout.sampling import Sampling, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Told(NamedTuple):
 
 class Going(NamedTuple):
     """The slots [S] as decode finds them. seat: entry * G + place in the group (M * G: empty). left: tokens that the turn may still
-    take, 0 where none is to be drawn. name [S, 4] uint32, temperature: of the draws, see sampling.draw."""
+    take, 0 where none is to be drawn. name [S, 4] uint32, sampling: of the draws, see sampling.draw."""
 
     seat: np.ndarray
     pending: np.ndarray
@@ -121,7 +121,7 @@ class Going(NamedTuple):
     position: np.ndarray
     left: np.ndarray
     name: np.ndarray
-    temperature: np.ndarray
+    sampling: Sampling
 
 
 class Drawn(NamedTuple):
@@ -179,7 +179,8 @@ class Engine:
         feature = jax.eval_shape(self.encode, params, views["views"], int_of(max(s.encode_batches)))
         features = of(feature.shape, feature.dtype)
         S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
-        going = Going(*(int_of(S) for _ in range(5)), of((S, 4), jnp.uint32), of((S,), jnp.float32))
+        sampling = Sampling(of((S,), jnp.float32), int_of(S), of((S,), jnp.float32))
+        going = Going(*(int_of(S) for _ in range(5)), of((S, 4), jnp.uint32), sampling)
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         seen = lambda n, R: self.see.lower(
             views["views"], of((n, R, *view_size, 3), jnp.uint8), int_of(n), int_of(n, R)
@@ -301,7 +302,7 @@ def _decode(
         # Logits come split over the vocabulary and rows are drawn whole, some on each device; without the first line the compiler
         # would rather gather the head's weights for every token.
         logits_SxV = constrain(constrain(logits_SxV, "batch", "vocab"), "spread")
-        drawn = draw(logits_SxV, going.name, constrain(place_S, "batch"), going.temperature, banned_V)
+        drawn = draw(logits_SxV, going.name, constrain(place_S, "batch"), going.sampling, banned_V)
         return tuple(constrain(x, "batch") for x in drawn)
 
     def goes_on(drawn: Drawn):

@@ -14,7 +14,7 @@ from mvg_jax.env.episode import StepResult
 from mvg_jax.env.protocol import Protocol
 from mvg_jax.mesh import agree, gather, local_shards, put_rows, shard_count
 from mvg_jax.rollout.engine import Engine, Going, Opening, Told, bucket
-from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
 from mvg_jax.rollout.slots import NONE, Slots
 from mvg_jax.tools.spec import MAX_VIEWS
@@ -33,6 +33,8 @@ class SampledPolicy:
     Rows are seated in the engine's slots as these become free (see slots.py). Between two calls of decode, rows that have finished a
     turn are handed to the environment, and those that it has answered are fed the answer. What runs next follows from tokens alone,
     never from a clock, and is the same in all processes.
+
+    top_k, top_p: of all rows; see `sampling.Sampling`. Not for training, whose learner scores what was drawn without them.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class SampledPolicy:
         step: int,
         sample_B: np.ndarray,
         temperature_B: np.ndarray,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ):
         self._engine, self._params = engine, params
         self._noise = (seed, step, sample_B)
-        self._temperature_B = np.asarray(temperature_B, np.float32)
+        self._sampling_B = Sampling.of(temperature_B, top_k, top_p)
 
     def begin(self, world: World, prompts: Prompts, phases: Phases) -> None:
         self.open(world, prompts, {b: () for b in range(len(prompts.tasks) * self._engine.shapes.group)})
@@ -137,7 +141,8 @@ class SampledPolicy:
         row_S, seat_S = row_S.reshape(-1), seat_S.reshape(-1)
         of = lambda x_B: np.where(row_S == NONE, 0, x_B[row_S]).astype(np.int32)
         numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, self._left_B))
-        going = Going(seat_S, *numbers, self._names_Bx4[row_S], self._temperature_B[row_S])
+        sampling = Sampling(*(x_B[row_S] for x_B in self._sampling_B))
+        going = Going(seat_S, *numbers, self._names_Bx4[row_S], sampling)
         with phases("decode") as work:
             inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
             limits = np.int32(limit), np.int32(least)

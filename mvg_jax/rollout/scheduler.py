@@ -29,7 +29,7 @@ from mvg_jax.frames import Frame, full_frame
 from mvg_jax.mesh import abstract, by_shard, local_shards, put_rows, to_host
 from mvg_jax.positions import token_positions
 from mvg_jax.rollout.engine import Shapes
-from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_tools, render_views
+from mvg_jax.tools import Registry, Sources, ViewFormat, apply_packed, pack_calls, render_views, unpack_result
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 NO_TOOLS = Registry(())
@@ -139,17 +139,17 @@ class World:
 
     def lower(self) -> list[tuple[str, jax.stages.Lowered]]:
         """The tools' program for every batch of turns, by name, for `compiles.compile_all`."""
-        P, M, R = self.shapes.prompts, self.shapes.prompt_images, self.limits.max_images
-        of = lambda x, n: jax.tree.map(lambda a: abstract((n, *np.shape(a)), np.asarray(a).dtype, "batch"), x)
+        P, M, N = self.shapes.prompts, self.shapes.prompt_images, self.limits.max_images
         sources = Sources(
             abstract((P, M, *self.image_size), self.dtype, "batch"),
             abstract((P, M, 2), np.float32, "batch"),
             abstract((P, M, 2), np.int32, "batch"),
         )
-        frames = jax.tree.map(lambda x: np.broadcast_to(x, (R, *np.shape(x))), full_frame(1, 1, (0.0, 1.0), 0))
-        args, registry = self.protocol.registry.no_call(), self.protocol.registry
-        lowered = lambda n: apply_tools.lower(
-            registry, sources, of(np.int32(0), n), of(frames, n), of(args, n), self.view
+        registry, frame = self.protocol.registry, full_frame(1, 1, (0.0, 1.0), 0)
+        frames = jax.tree.map(lambda x: np.broadcast_to(x, (1, N, *np.shape(x))), frame)
+        width = pack_calls(frames, jax.tree.map(lambda x: x[None], registry.no_call())).shape[1]
+        lowered = lambda n: apply_packed.lower(
+            registry, sources, abstract((n,), np.int32, "batch"), abstract((n, width), np.float32, "batch"), self.view
         )
         return [(f"tools {n}", lowered(n)) for n in dict.fromkeys(self.shapes.turn_batches)]
 
@@ -207,13 +207,13 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
             plan = plan_step(offered_n, some, parsed, cut_off_n)
         with phases("tools") as work:
             prompt_n = np.where(there_n, row_n // G, 0) % (P // local_shards())
-            source_n, frames, args = put_rows((prompt_n.astype(np.int32), plan.frames, plan.args))
-            result = apply_tools(protocol.registry, prompts.sources, source_n, frames, args, world.view)
-            work.append(result)
-            frames, count, code = phases.to_host((result.frames, result.count, result.code))
+            source_n, calls = put_rows((prompt_n.astype(np.int32), pack_calls(plan.frames, plan.args)))
+            views, facts = apply_packed(protocol.registry, prompts.sources, source_n, calls, world.view)
+            work.append(views)
+            result = unpack_result(views, phases.to_host(facts))
         with phases("host"):
             room_n = shapes.suffix_length - shapes.turn_tokens - ledger.length_B[row_n]
-            some, step = finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width, room_n)
+            some, step = finish_step(protocol, plan, result, width, room_n)
             episodes = episodes.put(row_n, some)
             ledger.append(rows, step.observation_ids[there_n], step.length_B[there_n], ENVIRONMENT, numbers)
             if step.count_B.any():

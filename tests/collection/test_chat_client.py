@@ -281,6 +281,15 @@ def test_the_endpoint_is_told_what_our_models_are_told(server):
     assert "image_zoom_in_tool" not in json.dumps(off)
 
 
+def test_the_endpoint_is_told_of_top_p_where_it_is_on(server):
+    for top_p in (1.0, 0.8):
+        endpoint = Endpoint(url=server.url, model="teacher", retries=0, timeout=5.0)
+        EndpointSpeaker(ChatClient(endpoint), endpoint, REGISTRY, 0.7, 3, top_p).speak(conversation())
+    off, on = (json.loads(request[2]) for request in server.requests)
+    assert "top_p" not in off
+    assert on == off | {"top_p": 0.8}
+
+
 def test_each_try_and_turn_has_a_seed_of_its_own(server):
     speaks = speaker(server)
     one = Exchange("", np.zeros((0, 8, 8, 3), np.uint8), "E1")

@@ -132,6 +132,12 @@ def test_our_model_says_the_same_whatever_is_sampled_beside_it():
     assert all(same(a, b) for a, b in zip(alone[0], groups[2], strict=True))
     other = list(make(1).sample(tasks[2:], True))
     assert not all(same(a, b) for a, b in zip(other[0], groups[2], strict=True))
+    likeliest = [
+        next(ModelSampler(world, engine, params, "tiny", temperature, seed, top_k).sample(tasks[:1], True))
+        for temperature, seed, top_k in ((0.0, 0, 0), (1.0, 0, 1), (1.0, 1, 1))
+    ]
+    assert all(same(a, b) for group in likeliest[1:] for a, b in zip(likeliest[0], group, strict=True))
+    assert not all(same(a, b) for a, b in zip(likeliest[0], groups[0], strict=True))
     # an untrained model writes no turn: it is told so each time it may go on
     for candidate in groups[0]:
         assert len(candidate.played.texts) == len(candidate.played.records)

@@ -18,6 +18,7 @@ from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, Told
+from mvg_jax.rollout.sampling import Sampling
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 from tests import tiny_world
 
@@ -201,9 +202,9 @@ def played(family: str):
     pending_B, held_B = tokens_PxL[np.arange(P), length_P - 1][prompt_B], np.zeros(B, np.int32)
     after = lambda tokens, count, start: token_positions(tokens, count, start, IMAGE, grids)[1].astype(np.int32)
     position_B = after(tokens_PxL, length_P - 1, np.zeros(P, np.int32))[prompt_B]
-    names, ones = np.zeros((B, 4), np.uint32), np.ones(B, np.float32)
+    names, sampling = np.zeros((B, 4), np.uint32), Sampling.of(np.ones(B))
     for turn in range(3):
-        going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T, np.int32), names, ones)
+        going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T, np.int32), names, sampling)
         state, drawn = engine.decode(params, state, going, length_P - 1, T, 1, engine.banned_V)
         drawn = jax.device_get(drawn)
         ledger.append(every, drawn.tokens, drawn.count, MODEL, np.full(B, turn), drawn.logprobs)

@@ -5,7 +5,7 @@ import pytest
 from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, State, Told, bucket, state_bytes
 from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
-from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, rollout
 from mvg_jax.tools import MAX_VIEWS
 from tests import tiny_world
@@ -39,7 +39,7 @@ def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0) -> Going:
     last_P = prompts.tokens[np.arange(P), prompts.length - 1]
     names = row_keys(seed, 0, ["a", "a", "b", "b"], np.array([0, 1, 0, 1]))
     zeros, two = np.zeros(B, np.int32), np.arange(B) // 2
-    left, temperature = np.array(left, np.int32), np.full(B, temperature, np.float32)
+    left, sampling = np.array(left, np.int32), Sampling.of(np.full(B, temperature))
     return Going(
         np.array(seat),
         last_P[two],
@@ -47,7 +47,7 @@ def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0) -> Going:
         (prompts.length - 1)[two],
         left,
         names,
-        temperature,
+        sampling,
     )
 
 
@@ -114,7 +114,9 @@ def test_a_row_may_sit_anywhere(begun):
     base = jax.device_get(decode(begun, [16] * B)[1])
     order = [2, 0, 1, 3]
     rows = going(prompts, [16] * B)
-    moved = Going(*(x[order] for x in rows))._replace(seat=np.array([0, 3, 2, 1]))  # entry 0 holds the second prompt
+    moved = jax.tree.map(lambda x: x[order], rows)._replace(
+        seat=np.array([0, 3, 2, 1])
+    )  # entry 0 holds the second prompt
     state, count_M = opened(begun, (1, 0)), (prompts.length - 1)[::-1]
     _, drawn = engine.decode(tiny_world.model()[1], state, moved, count_M, 16, 1, engine.banned_V)
     np.testing.assert_array_equal(drawn.tokens, base.tokens[order])
@@ -186,7 +188,7 @@ def test_nothing_compiles_after_warm_up():
     engine = Engine(graph, shapes, tiny_world.VOCABULARY.end_of_turn, tiny_world.LETTERS)
     compiles = CompileCount()
     programs = engine.lower(params, (tiny_world.SIZE,) * 2, MAX_VIEWS) + tiny_world.world(P).lower()
-    compile_all([one for _, one in programs], "compile")
+    compile_all(programs, "compile")
     warm = compiles.count
     assert warm >= 13  # start, decode and prefill, see in 3 shapes, extend in 2 x 2 buckets, encode of prompts and in 2
     play_mixes(engine)
