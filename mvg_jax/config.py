@@ -117,6 +117,7 @@ class Env:
 class Rollout:
     """Static shapes and the schedule of a rollout (see rollout.engine.Shapes), and the sampling temperature.
 
+    decode_slots, decode_lengths: () for the largest only, which all tables are filled up with.
     slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
     prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh.
     """
@@ -133,6 +134,8 @@ class Rollout:
     pool: int = 0
     prefill_prompts: int = 4
     extend_rows: tuple[int, ...] = (4, 16)
+    decode_slots: tuple[int, ...] = ()
+    decode_lengths: tuple[int, ...] = ()
     decode_tokens: int = 32
     idle: float = 0.25
     overlap: int = 0

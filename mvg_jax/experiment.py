@@ -192,6 +192,8 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         extend_rows=extend_rows,
         observation_lengths=r.observation_lengths,
         encode_batches=encode_batches,
+        decode_slots=tuple(sorted({whole(n, slots) for n in (*r.decode_slots, slots)})),
+        decode_lengths=tuple(sorted({min(n, r.suffix_length) for n in (*r.decode_lengths, r.suffix_length)})),
         decode_tokens=min(r.decode_tokens, r.turn_tokens),
         idle=r.idle,
         overlap=r.overlap,

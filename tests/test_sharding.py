@@ -157,7 +157,7 @@ def test_a_token_costs_no_gather_of_weights(name):
         params = engine.weights(place(tiny_world.model()[1]))
         for path, leaf in nnx.to_flat_state(params):
             assert not {"data", "fsdp"} & set(jax.tree.leaves(tuple(leaf[...].sharding.spec))), path
-        decode = dict(engine.lower(params, VIEW[:2], MAX_VIEWS))["decode"].compile()
+        decode = dict(engine.lower(params, VIEW[:2], MAX_VIEWS))["decode 16x120"].compile()
         state_out, _ = decode.output_shardings
         kv = tiny_world.CONFIG.text.num_key_value_heads
         heads = max(kv, MESHES[name][2])
@@ -168,7 +168,7 @@ def test_a_token_costs_no_gather_of_weights(name):
         assert largest_gather(decode) <= P * G, "more than a number a row is gathered"
         # The same program on the learner's weights does gather them: the check above can fail.
         if MESHES[name][1] > 1:
-            trained = dict(engine.lower(place(tiny_world.model()[1]), VIEW[:2], MAX_VIEWS))["decode"].compile()
+            trained = dict(engine.lower(place(tiny_world.model()[1]), VIEW[:2], MAX_VIEWS))["decode 16x120"].compile()
             assert largest_gather(trained) >= 512
 
 

@@ -134,6 +134,8 @@ def world(prompts: int, group: int = 2) -> World:
         extend_rows=(rows // 2, rows),
         observation_lengths=(16, 24),
         encode_batches=(rows // 2, 2 * rows),
+        decode_slots=(rows,),
+        decode_lengths=(120,),
         decode_tokens=16,
     )
     return World(PROTOCOL, LIMITS, shapes, VIEW, (32, 40, 1))

@@ -38,7 +38,8 @@ class Shapes:
     prompt_length; turn_tokens (T): most tokens sampled a turn; suffix_length: KV cache a row; prompt_images and views: images that
     a prompt and a row after it may hold.
     prefill_prompts: that one prefill takes. extend_rows, observation_lengths, encode_batches: bucket tables of extend's rows and
-    tokens and of encode's views. decode_tokens (K): most tokens of a slot in one call of decode.
+    tokens and of encode's views. decode_slots, decode_lengths: bucket tables of the part of the cache that decode works on, the first
+    slots and their first tokens. decode_tokens (K): most tokens of a slot in one call of decode.
     idle: share of the seated rows that may have finished their turn before decode stops for them. overlap: tokens that the others
     draw while the host and the tools work on those; 0: they wait.
     """
@@ -56,6 +57,8 @@ class Shapes:
     extend_rows: tuple[int, ...]
     observation_lengths: tuple[int, ...]
     encode_batches: tuple[int, ...]
+    decode_slots: tuple[int, ...]
+    decode_lengths: tuple[int, ...]
     decode_tokens: int
     idle: float = 0.25
     overlap: int = 0
@@ -155,8 +158,11 @@ class Engine:
         self.encode = jax.jit(functools.partial(_encode, graph, max(shapes.encode_batches)))
         self.prefill = jax.jit(functools.partial(_prefill, graph), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
+        self.move = jax.jit(_move, donate_argnums=0)
         self.decode = jax.jit(
-            functools.partial(_decode, graph, shapes.group, shapes.decode_tokens, end_of_turn), donate_argnums=1
+            functools.partial(_decode, graph, shapes.group, shapes.decode_tokens, end_of_turn),
+            donate_argnums=1,
+            static_argnames="length",
         )
 
     def weights(self, params: nnx.State) -> nnx.State:
@@ -179,15 +185,22 @@ class Engine:
         feature = jax.eval_shape(self.encode, params, views["views"], int_of(max(s.encode_batches)))
         features = of(feature.shape, feature.dtype)
         S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
-        sampling = Sampling(of((S,), jnp.float32), int_of(S), of((S,), jnp.float32))
-        going = Going(*(int_of(S) for _ in range(5)), of((S, 4), jnp.uint32), sampling)
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
+
+        def decode(n: int, length: int) -> jax.stages.Lowered:
+            sampling = Sampling(of((n,), jnp.float32), int_of(n), of((n,), jnp.float32))
+            going = Going(*(int_of(n) for _ in range(5)), of((n, 4), jnp.uint32), sampling)
+            return self.decode.lower(params, state, going, int_of(s.pool), scalar, scalar, V, length=length)
+
         seen = lambda n, R: self.see.lower(
             views["views"], of((n, R, *view_size, 3), jnp.uint8), int_of(n), int_of(n, R)
         )
         programs = [("start", self.start.lower(params)), (f"see {S}", seen(S, s.views))]
         programs += [(f"see {n} turns", seen(n, max_views)) for n in dict.fromkeys(s.turn_batches)]
-        programs.append(("decode", self.decode.lower(params, state, going, int_of(s.pool), scalar, scalar, V)))
+        programs += [(f"decode {n}x{L}", decode(n, L)) for n in s.decode_slots for L in s.decode_lengths]
+        if len(s.decode_slots) > 1:
+            moved = int_of(s.turn_batches[0])
+            programs.append((f"move {moved.shape[0]}", self.move.lower(state, moved, moved)))
         for X in s.observation_lengths:
             for n in s.extend_rows:
                 told = Told(
@@ -281,13 +294,31 @@ def _extend(graph, params, state: State, told: Told, features_FxExW) -> State:
     return _laid_out(State(*state[:2], *by_shard(_put)(state[2:], suffix[:2], told.slot)))
 
 
+def _move(state: State, from_n: jax.Array, to_n: jax.Array) -> State:
+    """Rows change their slots (S: none)."""
+    moved = by_shard(_put)(state[2:], by_shard(_take)(state[2:], from_n), to_n)
+    return _laid_out(State(*state[:2], *moved))
+
+
 def _decode(
-    graph, group, most, end_of_turn, params, state: State, going: Going, prompt_count_M, limit, least, banned_V
+    graph,
+    group,
+    most,
+    end_of_turn,
+    params,
+    state: State,
+    going: Going,
+    prompt_count_M,
+    limit,
+    least,
+    banned_V,
+    length: int,
 ) -> tuple[State, Drawn]:
     """Draws tokens for the slots that have any left, until each has drawn `end_of_turn` or all that were left.
 
     limit: tokens of a slot in this call, at most K. It also ends as soon as fewer than `least` slots go on: the host has something
-    better to do than to wait for the last.
+    better to do than to wait for the last. `going` may name the first slots only, and `length` be less than a row may hold: the
+    others, and what lies beyond, are left alone.
     """
     model = nnx.merge(graph, params)
     S = len(going.left)
@@ -337,7 +368,14 @@ def _decode(
         jnp.zeros((S, most), jnp.int32), jnp.zeros((S, most), jnp.float32), jnp.zeros(S, jnp.int32), jnp.zeros(S, bool)
     )
     nothing = jax.tree.map(lambda x: constrain(x, "batch"), nothing)
-    suffix = Suffix(*state[2:], going.length)
+    # Cut out once a call, put back once: every token reads what the loop carries.
+    cut = by_shard(lambda cache, seat: jax.tree.map(lambda x: x[: len(seat), :length], cache))
+    paste = by_shard(
+        lambda cache, part: jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim), cache, part
+        )
+    )
+    suffix = Suffix(*cut(state[2:], going.seat), going.length)
     _, _, suffix, drawn = jax.lax.while_loop(more, step, (jnp.int32(0), going.pending, suffix, nothing))
     drawn = jax.tree.map(lambda x: constrain(x, "batch"), drawn)
-    return _laid_out(State(*state[:2], *suffix[:2])), drawn
+    return _laid_out(State(*state[:2], *paste(state[2:], suffix[:2]))), drawn

@@ -79,10 +79,11 @@ class SampledPolicy:
         self._told = [collections.deque(self._fitting(told.get(b, ()))) for b in range(B)]
         local = [[b % self._rows_a_shard for b in told if b // self._rows_a_shard == shard] for shard in range(shards)]
         self._slots = [Slots(rows, G, shapes.slots // every, shapes.pool // every) for rows in local]
-        # Rows of each shard whose turn is over; those with something to read, and whether some were left to wait for more.
+        # Rows of each shard whose turn is over; those with something to read, and the lengths of which some wait for more.
         self._over: list[list[int]] = [[] for _ in range(shards)]
         self._reading: list[list[int]] = [[] for _ in range(shards)]
-        self._held, self._flight = False, None
+        self._held: set[int] = set()
+        self._flight = None
         self._state = self._engine.start(self._params)
         size = prompts.views.shape[2:]
         self._views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
@@ -127,28 +128,56 @@ class SampledPolicy:
         return tuple(gather(np.array([counts])).sum(axis=0).tolist())
 
     def _launch(self, phases: Phases, limit: int, least: int, queued: int) -> None:
-        shapes, every = self._engine.shapes, shard_count()
-        seat_S = np.full((len(self._slots), shapes.slots // every), shapes.pool // every * shapes.group, np.int32)
+        """Starts decode on as much of the cache as those need who have tokens to draw."""
+        shapes, every, A = self._engine.shapes, shard_count(), self._rows_a_shard
+        left_B = np.minimum(self._left_B, limit)
+        going = [np.flatnonzero(left_B[first : first + A]).tolist() for first in range(0, len(left_B), A)]
+        longest = int((self._length_B + left_B)[left_B > 0].max(initial=1))
+        most, longest = agree(max(map(len, going)), longest)
+        self._move(going, bucket(shapes.decode_slots, most * every, "rollout.decode_slots") // every, phases)
+        last = max(
+            (slots.slot(row) + 1 for slots, rows in zip(self._slots, going, strict=True) for row in rows), default=1
+        )
+        n = bucket(shapes.decode_slots, agree(last)[0] * every, "rollout.decode_slots") // every
+        length = bucket(shapes.decode_lengths, longest, "rollout.decode_lengths")
+        seat_S = np.full((len(self._slots), n), shapes.pool // every * shapes.group, np.int32)
         row_S, count_M = np.full_like(seat_S, NONE), []
         for shard, slots in enumerate(self._slots):
-            first = shard * self._rows_a_shard
-            for s in np.flatnonzero(slots.row_S != NONE).tolist():
-                local = int(slots.row_S[s])
-                seat_S[shard, s] = slots.entry(local) * shapes.group + local % shapes.group
-                row_S[shard, s] = first + local
-            length_M = self._prompts.length[first // shapes.group + slots.prompt_M]
+            for local in going[shard]:
+                slot = slots.slot(local)
+                seat_S[shard, slot] = slots.entry(local) * shapes.group + local % shapes.group
+                row_S[shard, slot] = shard * A + local
+            length_M = self._prompts.length[shard * A // shapes.group + slots.prompt_M]
             count_M.append(np.where(slots.prompt_M == NONE, 0, length_M - 1))
         row_S, seat_S = row_S.reshape(-1), seat_S.reshape(-1)
         of = lambda x_B: np.where(row_S == NONE, 0, x_B[row_S]).astype(np.int32)
         numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, self._left_B))
         sampling = Sampling(*(x_B[row_S] for x_B in self._sampling_B))
-        going = Going(seat_S, *numbers, self._names_Bx4[row_S], sampling)
         with phases("decode") as work:
+            going = Going(seat_S, *numbers, self._names_Bx4[row_S], sampling)
             inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
             limits = np.int32(limit), np.int32(least)
-            self._state, drawn = self._engine.decode(self._params, self._state, *inputs, *limits, self._engine.banned_V)
+            self._state, drawn = self._engine.decode(
+                self._params, self._state, *inputs, *limits, self._engine.banned_V, length=length
+            )
             work.append(drawn)
         self._flight = row_S, drawn, queued > 0
+
+    def _move(self, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:
+        """Seats those who go on in the first slots of each shard, where there is room."""
+        shapes, every = self._engine.shapes, shard_count()
+        moves = [own.gather(rows, slots) for own, rows in zip(self._slots, going, strict=True)]
+        n, nobody = shapes.turn_batches[0] // every, shapes.slots // every
+        for first in range(0, agree(max(map(len, moves)))[0], n):
+            ends = np.full((len(moves), n, 2), nobody, np.int32)
+            for shard, pairs in enumerate(moves):
+                for i, pair in enumerate(pairs[first : first + n]):
+                    ends[shard, i] = pair
+            with phases("move") as work:
+                self._state = self._engine.move(
+                    self._state, *put_rows((ends[..., 0].reshape(-1), ends[..., 1].reshape(-1)))
+                )
+                work.append(self._state)
 
     def _land(self, phases: Phases) -> None:
         """Takes in what decode has drawn, if it was started."""
@@ -258,25 +287,36 @@ class SampledPolicy:
         phases.counts["positions"] += opening.tokens_PxL.size
 
     def _read(self, phases: Phases) -> None:
-        """Feeds rows what they were told, in full batches; a rest that does not fill one waits for more, but only once."""
-        table = [n // shard_count() for n in self._engine.shapes.extend_rows]
-        while any(agree(most := max(map(len, self._reading)))):
-            (most,) = agree(most)
-            if most < table[0] and not self._held and self._census()[0]:
-                self._held = True
-                return
-            self._extend(max((n for n in table if n <= most), default=table[0]), phases)
-            self._held = False
+        """Feeds rows what they were told, those of like length in full batches; a rest that fills none waits once for more."""
+        shapes = self._engine.shapes
+        table = [n // shard_count() for n in shapes.extend_rows]
+        for X in shapes.observation_lengths:
+            while True:
+                rows = [[row for row in rows if self._fits(row) == X] for rows in self._reading]
+                (most,) = agree(max(map(len, rows)))
+                if not most:
+                    break
+                if most < table[0] and X not in self._held and self._census()[0]:
+                    self._held.add(X)
+                    break
+                n = max((n for n in table if n <= most), default=table[0])
+                self._extend([mine[:n] for mine in rows], n, X, phases)
+                self._held.discard(X)
 
-    def _extend(self, n: int, phases: Phases) -> None:
-        """One piece for each of up to n rows of every shard, the longest waiting first."""
+    def _fits(self, row: int) -> int:
+        """The bucket of what a row reads next."""
+        return bucket(
+            self._engine.shapes.observation_lengths, len(self._told[row][0].tokens), "rollout.observation_lengths"
+        )
+
+    def _extend(self, rows: Sequence[Sequence[int]], n: int, X: int, phases: Phases) -> None:
+        """One piece of up to X tokens for each of these rows, up to n of every shard."""
         shapes, every, prompts = self._engine.shapes, shard_count(), self._prompts
-        rows = [waiting[:n] for waiting in self._reading]
-        self._reading = [waiting[n:] for waiting in self._reading]
+        self._reading = [
+            [r for r in waiting if r not in mine] for waiting, mine in zip(self._reading, rows, strict=True)
+        ]
         row_n = np.array([row for mine in rows for row in mine + [NONE] * (n - len(mine))], np.int32)
         pieces = [self._told[row].popleft() if row != NONE else Piece((), 0) for row in row_n.tolist()]
-        (longest,) = agree(max(len(piece.tokens) for piece in pieces))
-        X = bucket(shapes.observation_lengths, longest, "rollout.observation_lengths")
         zeros = lambda *more: np.zeros((len(row_n), *more), np.int32)
         views_n = np.array([piece.views for piece in pieces])
         seen = self._places(views_n.reshape(len(rows), n), MAX_VIEWS)

@@ -5,7 +5,7 @@ last of its rows. Refilling by whole groups would leave slots empty until the la
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -64,6 +64,18 @@ class Slots:
 
     def _ready(self, row: int) -> bool:
         return bool((self.prompt_M == row // self._group).any())
+
+    def gather(self, rows: Collection[int], slots: int) -> list[tuple[int, int]]:
+        """(from, to): these rows are to sit in the first `slots`, as far as others leave room; they have moved when this returns."""
+        free = [s for s in range(slots) if self.row_S[s] == NONE]
+        moves = []
+        for row in sorted(rows, key=self.slot, reverse=True):
+            if not free or self._slot[row] < slots:
+                break
+            moves.append((self._slot[row], free.pop(0)))
+            self.row_S[moves[-1][0]], self.row_S[moves[-1][1]] = NONE, row
+            self._slot[row] = moves[-1][1]
+        return moves
 
     def leave(self, row: int) -> None:
         """A row is over."""

@@ -175,6 +175,8 @@ SHAPES = Shapes(
     extend_rows=(B,),
     observation_lengths=(16,),
     encode_batches=(8,),
+    decode_slots=(B,),
+    decode_lengths=(48,),
     decode_tokens=T,
 )
 
@@ -205,7 +207,7 @@ def played(family: str):
     names, sampling = np.zeros((B, 4), np.uint32), Sampling.of(np.ones(B))
     for turn in range(3):
         going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T, np.int32), names, sampling)
-        state, drawn = engine.decode(params, state, going, length_P - 1, T, 1, engine.banned_V)
+        state, drawn = engine.decode(params, state, going, length_P - 1, T, 1, engine.banned_V, length=48)
         drawn = jax.device_get(drawn)
         ledger.append(every, drawn.tokens, drawn.count, MODEL, np.full(B, turn), drawn.logprobs)
         pending_B = drawn.tokens[every, drawn.count - 1]

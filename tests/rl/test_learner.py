@@ -61,6 +61,8 @@ def warm(ledger) -> Warm:
         extend_rows=(P * G,),
         observation_lengths=(14,),
         encode_batches=(8,),
+        decode_slots=(P * G,),
+        decode_lengths=(40,),
         decode_tokens=9,
     )
     state = learner.init(tiny_world.own_params())

@@ -56,7 +56,7 @@ def decode(begun, left, *, limit=16, least=1, state=None, **changes):
     rows, count_M = going(prompts, left, **changes), prompts.length - 1
     params = tiny_world.model()[1]
     return engine.decode(
-        params, opened(begun) if state is None else state, rows, count_M, limit, least, engine.banned_V
+        params, opened(begun) if state is None else state, rows, count_M, limit, least, engine.banned_V, length=120
     )
 
 
@@ -118,13 +118,15 @@ def test_a_row_may_sit_anywhere(begun):
         seat=np.array([0, 3, 2, 1])
     )  # entry 0 holds the second prompt
     state, count_M = opened(begun, (1, 0)), (prompts.length - 1)[::-1]
-    _, drawn = engine.decode(tiny_world.model()[1], state, moved, count_M, 16, 1, engine.banned_V)
+    _, drawn = engine.decode(tiny_world.model()[1], state, moved, count_M, 16, 1, engine.banned_V, length=120)
     np.testing.assert_array_equal(drawn.tokens, base.tokens[order])
     np.testing.assert_allclose(drawn.logprobs, base.logprobs[order], atol=1e-5)
     # A slot with nobody in it changes nothing for the others.
     rows = going(prompts, [16, 0, 16, 16], seat=(0, P * 2, 2, 3))
     _, drawn = jax.device_get(
-        engine.decode(tiny_world.model()[1], opened(begun), rows, prompts.length - 1, 16, 1, engine.banned_V)
+        engine.decode(
+            tiny_world.model()[1], opened(begun), rows, prompts.length - 1, 16, 1, engine.banned_V, length=120
+        )
     )
     np.testing.assert_array_equal(drawn.tokens[[0, 2, 3]], base.tokens[[0, 2, 3]])
     assert np.isfinite(drawn.logprobs).all()

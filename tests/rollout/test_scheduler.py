@@ -265,6 +265,7 @@ def slotted(slots: int, tasks=MANY, **changes) -> World:
     pool = min(-(-slots // 4) + 1, len(tasks))
     shapes = dataclasses.replace(
         world.shapes,
+        decode_slots=(slots,),
         slots=slots,
         pool=pool,
         prefill_prompts=2,
@@ -302,8 +303,13 @@ SCRIPT = ([ONE], [TWO, flip(0)], [], [flip(0), zoom((0, 0, 300, 300))], [ANSWER]
 
 @pytest.mark.parametrize(
     ("slots", "changes"),
-    [(4, {}), (7, {"idle": 1.0}), (7, {"idle": 0.01, "overlap": 3}), (32, {"decode_tokens": 5, "overlap": 2})],
-    ids=["4", "7, all wait", "7, overlapped", "32, overlapped in short calls"],
+    [
+        (4, {}),
+        (7, {"idle": 1.0, "decode_slots": (3, 7), "decode_lengths": (30, 60, 120)}),
+        (7, {"idle": 0.01, "overlap": 3}),
+        (32, {"decode_tokens": 5, "overlap": 2, "decode_slots": (8, 16, 32)}),
+    ],
+    ids=["4", "7, all wait, cache cut", "7, overlapped", "32, overlapped in short calls, rows moved"],
 )
 def test_samples_do_not_depend_on_slots_or_schedule(at_once, slots, changes):
     t, episodes, phases = play_in_slots(slotted(slots, **changes), SCRIPT)

@@ -52,6 +52,18 @@ def test_rows_that_do_not_play_are_not_waited_for():
     assert slots.fill() == [5]
 
 
+def test_rows_move_to_the_first_slots_where_there_is_room():
+    slots = Slots(range(6), group=6, slots=6, pool=1)
+    slots.load(1)
+    slots.fill()
+    slots.leave(0)
+    slots.leave(2)
+    assert slots.gather([1, 4, 5], 3) == [(5, 0), (4, 2)]
+    assert slots.row_S.tolist() == [5, 1, 4, 3, NONE, NONE]
+    assert (slots.slot(4), slots.slot(5), slots.slot(3)) == (2, 0, 3)
+    assert slots.gather([1, 4, 5, 3], 3) == []  # no room
+
+
 def test_random_play_seats_every_row_once():
     rng = np.random.default_rng(0)
     for _ in range(50):
