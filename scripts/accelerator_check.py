@@ -124,6 +124,7 @@ def step_load_save() -> tuple[bool, str]:
     import jax.numpy as jnp
     import numpy as np
     from flax import nnx
+    from rollout_work import random_model
 
     from mvg_jax.models import hf
     from mvg_jax.models.config import SHAPES, with_tokens
@@ -182,6 +183,7 @@ def step_memory() -> tuple[bool, str]:
 def step_benchmark() -> tuple[bool, str]:
     """Sampled tokens a second: the embedded model, and the 1B shape with random weights."""
     import bench_rollout
+    import rollout_work
 
     from configs import tiny
     from mvg_jax import config as configs
@@ -189,7 +191,7 @@ def step_benchmark() -> tuple[bool, str]:
     said = []
     cases = {"tiny": configs.from_dict(tiny.get_config().to_dict()), "internvl3_1b": real_config("internvl3_1b")}
     for name, config in cases.items():
-        figures = bench_rollout.measure(config, 3 if accelerated() else 1)
+        figures = bench_rollout.measure(rollout_work.natural(config), 3 if accelerated() else 1)
         said.append(
             f"{name} {figures['tokens_per_second']:,.0f} tokens/s, decode at {figures['floor_share/decode']:.2f} of its floor, "
             f"goodput {figures['goodput']:.2f}, {figures['compiles_after_warmup']} compiles"
@@ -248,20 +250,6 @@ def shrunk(config, side: int):
         else:
             vision = dataclasses.replace(vision, deepstack_visual_indexes=(0, 1, 2), num_position_embeddings=256)
     return dataclasses.replace(config, text=text, vision=vision)
-
-
-def random_model(config, dtype):
-    """A model of random weights, made one array at a time on the device."""
-    import jax
-    from flax import nnx
-
-    from mvg_jax.models import hf
-
-    graph, state = nnx.split(nnx.eval_shape(lambda: hf.FAMILIES[config.model_type].model(config, nnx.Rngs(0))))
-    flat, made = nnx.to_flat_state(state), []
-    for i, (path, leaf) in enumerate(flat):
-        made.append((path, leaf.replace(0.02 * jax.random.normal(jax.random.key(i), leaf.shape, dtype))))
-    return nnx.merge(graph, nnx.from_flat_state(made))
 
 
 class AnonymousMemory:

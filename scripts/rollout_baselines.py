@@ -1,0 +1,255 @@
+"""What rollouts are held against: Hugging Face transformers, and our own engine driven the way its trainers drive theirs.
+
+Both feed the whole history of every row again in each turn, its images included, and repeat a prompt for each of its samples.
+torch and transformers are imported where they are used, and nowhere else.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mvg_jax.env.episode import StepResult
+from mvg_jax.errors import RunError
+from mvg_jax.models.config import ModelConfig
+from mvg_jax.rollout.engine import Drawn, Engine, Shapes
+from mvg_jax.rollout.scheduler import Phases, Prompts, SampledPolicy
+from mvg_jax.trajectory import MODEL, Trajectories
+
+ROUND = 16  # histories are padded to a multiple of so many tokens: a compiled program for each
+
+
+class Reprefill:
+    """A policy that keeps nothing between turns: each prefills the running rows' whole histories and encodes all their images.
+
+    engine_of: makes an engine of other shapes; kept, so that a second rollout of the same lengths compiles nothing.
+    """
+
+    def __init__(
+        self,
+        engine_of: Callable[[Shapes], Engine],
+        params: nnx.State,
+        shapes: Shapes,
+        *,
+        seed: int,
+        sample_B: np.ndarray,
+        temperature_B: np.ndarray,
+    ):
+        self._engine_of, self._params, self._shapes = engine_of, params, shapes
+        self._seed, self._sample_B, self._temperature_B = seed, sample_B, temperature_B
+
+    def begin(self, prompts: Prompts, phases: Phases) -> None:
+        G, own = self._shapes.group, self._shapes.suffix_length
+        repeat = lambda x: np.repeat(x, G, axis=0)
+        self._prompts = prompts
+        self._tasks = [task for task in prompts.tasks for _ in range(G)]
+        self._tokens_BxL = np.pad(repeat(prompts.tokens), ((0, 0), (0, own)))
+        self._length_B = repeat(prompts.length)
+        self._views = [jnp.repeat(prompts.views, G, axis=0)]  # [B, n, H, W, 3], a piece a turn
+
+    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
+        B, T = len(running_B), self._shapes.turn_tokens
+        rows_n = np.flatnonzero(running_B)
+        # A batch of peers holds the rows that go on; here one of a few sizes, filled up with a row that says nothing.
+        size = B
+        while size // 2 >= len(rows_n):
+            size //= 2
+        row_n = np.concatenate([rows_n, np.full(size - len(rows_n), rows_n[0])])
+        longest = -(-int(self._length_B[rows_n].max()) // ROUND) * ROUND
+        views = jnp.concatenate(self._views, axis=1)[row_n]
+        shapes = dataclasses.replace(
+            self._shapes,
+            prompts=size,
+            group=1,
+            prompt_length=longest,
+            suffix_length=T,
+            prompt_images=views.shape[1],
+        )
+        policy = SampledPolicy(
+            self._engine_of(shapes),
+            self._params,
+            seed=self._seed,
+            step=number,
+            sample_B=self._sample_B[row_n],
+            temperature_B=self._temperature_B[row_n],
+        )
+        # Beyond its end a history holds padding, as the ledger's arrays do.
+        tokens = self._tokens_BxL[row_n]
+        tokens = np.pad(tokens, ((0, 0), (0, max(longest - tokens.shape[1], 0))))[:, :longest]
+        tasks = tuple(self._tasks[b] for b in row_n)
+        history = self._prompts._replace(tasks=tasks, tokens=tokens, length=self._length_B[row_n], views=views)
+        policy.begin(history, phases)
+        drawn = policy.turn(0, np.arange(size) < len(rows_n), phases)
+        whole = Drawn(
+            np.zeros((B, T), np.int32), np.zeros((B, T), np.float32), np.zeros(B, np.int32), np.zeros(B, bool)
+        )
+        for mine, theirs in zip(whole, drawn, strict=True):
+            mine[rows_n] = theirs[: len(rows_n)]
+        self._append(whole.tokens, whole.count)
+        return whole
+
+    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
+        self._append(step.observation_ids, step.length_B)
+        self._views.append(step.views[:, : max(int(step.count_B.max()), 1)])
+
+    def _append(self, tokens_BxT: np.ndarray, count_B: np.ndarray) -> None:
+        row, step = np.nonzero(np.arange(tokens_BxT.shape[1])[None] < count_B[:, None])
+        self._tokens_BxL[row, self._length_B[row] + step] = tokens_BxT[row, step]
+        self._length_B = self._length_B + count_B
+
+
+class Request(NamedTuple):
+    """A turn as generate is asked for it: the running rows' histories, padded on the left.
+
+    tokens, mask: [n, L]. row: [n], which rows they are. images: [n], how many their histories show. new_tokens: drawn at most.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    row: np.ndarray
+    images: np.ndarray
+    new_tokens: int
+
+
+def requests(trajectories: Trajectories, pad: int) -> list[Request]:
+    """The turns of these trajectories. Rows of other lengths than the longest stop with it: a batch ends with its last row."""
+    t, made = trajectories, []
+    prompt_length_B = np.repeat(t.prompt_length_P, t.group_size)
+    for turn in range(int(t.turn_BxL.max(initial=0)) + 1):
+        own_BxL = (t.origin_BxL == MODEL) & (t.turn_BxL == turn)
+        row = np.flatnonzero(own_BxL.any(axis=1))
+        before = own_BxL.argmax(axis=1)
+        length = prompt_length_B + before
+        tokens = np.full((len(row), length[row].max()), pad, np.int64)
+        mask = np.zeros_like(tokens)
+        for i, b in enumerate(row):
+            prompt = t.prompts_PxL[b // t.group_size, : prompt_length_B[b]]
+            tokens[i, -length[b] :] = np.concatenate([prompt, t.tokens_BxL[b, : before[b]]])
+            mask[i, -length[b] :] = 1
+        images = ((tokens == t.image_token_id) & (mask == 1)).sum(axis=1) // t.tokens_per_image
+        made.append(Request(tokens, mask, row, images, int(own_BxL.sum(axis=1).max())))
+    return made
+
+
+class Generate(NamedTuple):
+    """How generate is run. cache: its cache_implementation. compiled: whether the pass of one token is compiled."""
+
+    cache: str
+    compiled: bool
+
+
+SETTINGS = {"cpu": Generate("dynamic", False), "cuda": Generate("static", True)}
+
+
+class Transformers:
+    """`generate` of transformers, turn by turn over the whole history, on the same ids, shapes and weights.
+
+    folder: the model, as transformers reads it. pictures: the native image of each prompt, uint8 [H, W, 3]. Zooms are made by Pillow
+    and normalised by torch; a view is normalised once, and encoded in every turn.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: ModelConfig,
+        asked: Sequence[Request],
+        pictures: Sequence[np.ndarray],
+        group: int,
+        *,
+        temperature: float,
+        banned: Sequence[int],
+        end_of_turn: int | None,
+        pad: int,
+        dtype: str,
+        settings: Generate | None = None,
+    ):
+        import torch
+        import transformers
+        from PIL import Image
+
+        self._torch, self._image = torch, Image
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        settings = settings or SETTINGS[self._device]
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self._model = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+        self._model = self._model.to(self._device).eval()
+        self._model.generation_config.eos_token_id = end_of_turn  # None: no turn ends before its last token
+        self._dtype = getattr(torch, dtype)
+        self._asked, self._group, self._side = asked, group, model.vision.image_size
+        self._pictures = [Image.fromarray(picture) for picture in pictures]
+        self._mean, self._std = (torch.tensor(x).view(3, 1, 1) for x in (model.image_mean, model.image_std))
+        self._options = {
+            "do_sample": temperature > 0,
+            "use_cache": True,
+            "pad_token_id": pad,
+            "suppress_tokens": sorted(banned),
+            "cache_implementation": settings.cache,
+        }
+        if temperature > 0:
+            self._options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if settings.compiled and self._device == "cpu":  # on CUDA generate compiles by itself
+            self._options["compile_config"] = compile_config = transformers.CompileConfig(mode="default")
+            compile_config._compile_all_devices = True
+        self._options["disable_compile"] = not settings.compiled
+
+    def run(self, new_tokens: int | None = None) -> float:
+        """Seconds of the rollout, all work included. new_tokens: drawn in each turn instead of what was asked for."""
+        torch = self._torch
+        start = time.perf_counter()
+        views = {}  # row -> its images' tensors
+        with torch.inference_mode():
+            first = [self._view(picture) for picture in self._pictures]
+            for request in self._asked:
+                for row, count in zip(request.row.tolist(), request.images.tolist(), strict=True):
+                    held = views.setdefault(row, [first[row // self._group]])
+                    while len(held) < count:
+                        held.append(self._view(self._zoom(self._pictures[row // self._group])))
+                pixels = torch.stack([view for row in request.row.tolist() for view in views[row]])
+                self._model.generate(
+                    input_ids=torch.from_numpy(request.tokens).to(self._device),
+                    attention_mask=torch.from_numpy(request.mask).to(self._device),
+                    pixel_values=pixels.to(self._device, self._dtype),
+                    max_new_tokens=new_tokens or request.new_tokens,
+                    **self._options | ({"disable_compile": True} if new_tokens == 1 else {}),
+                )
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def _zoom(self, picture):
+        width, height = picture.size
+        return picture.crop((width // 4, height // 4, width * 3 // 4, height * 3 // 4))
+
+    def _view(self, picture):
+        torch = self._torch
+        resized = picture.resize((self._side, self._side), self._image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        return (pixels.float() / 255.0 - self._mean) / self._std
+
+
+def check_transformers() -> None:
+    """RunError says what to install."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(f"--against=transformers needs {' and '.join(missing)}: pip install torch transformers")
+
+
+def grey_pictures(tasks) -> list[np.ndarray]:
+    """The first image of each task as uint8 [H, W, 3], its window applied."""
+    made = []
+    for task in tasks:
+        image = task.images[0]
+        low, high = image.window
+        values = image.pixels.astype(np.float32) * image.slope + image.intercept
+        grey = np.clip(np.round((values - low) / (high - low) * 255.0), 0, 255).astype(np.uint8)
+        made.append(grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2))
+    return made
