@@ -199,12 +199,41 @@ def step_benchmark() -> tuple[bool, str]:
     return True, "; ".join(said)
 
 
+def step_rollout() -> tuple[bool, str]:
+    """Rollouts of the 8B shape with random bfloat16 weights, 64 rows of fixed work, beside their floors and transformers."""
+    import bench_rollout
+    import rollout_work
+
+    small = {"rows": 4, "group": 2, "prompt_tokens": 80, "observation_tokens": 48, "turn_tokens": 4}
+    large = {"rows": 64, "group": 8, "prompt_tokens": 600, "observation_tokens": 300, "turn_tokens": 128}
+    work = rollout_work.Work(**(large if accelerated() else small))
+    setting = rollout_work.fixed(real_config("internvl3_8b"), work)
+    figures = bench_rollout.measure(setting, 3 if accelerated() else 1, ("transformers",))
+    bench_rollout.show(figures)
+    least = {
+        "floor_share/decode": 0.7,
+        "floor_share/prefill": 0.5,
+        "floor_share/encode": 0.35,
+        "tokens_per_second": 2000,
+    }
+    passed = figures["compiles_after_warmup"] == 0
+    passed &= not accelerated() or all(figures[name] >= value for name, value in least.items())
+    return passed, (
+        f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['ratio/transformers']:.2f} times transformers; share of the floor: "
+        + ", ".join(
+            f"{name} {figures[f'floor_share/{name}']:.2f}" for name in ("encode", "prefill", "extend", "decode")
+        )
+        + f"; KV cache {figures['kv_bytes'] / 1e9:.2f} GB"
+    )
+
+
 STEPS = {
     "loop": step_loop,
     "parity": step_parity,
     "load_save": step_load_save,
     "memory": step_memory,
     "benchmark": step_benchmark,
+    "rollout": step_rollout,
 }
 
 

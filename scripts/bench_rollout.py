@@ -33,7 +33,7 @@ import numpy as np
 import tqdm
 from absl import flags
 from rollout_baselines import Reprefill, Transformers, check_transformers, grey_pictures, requests
-from rollout_floors import PHASES, Rates, costs, load
+from rollout_floors import PHASES, Load, Rates, costs, load
 from rollout_work import Endless, Setting, Work, fixed, natural
 
 from mvg_jax import config as configs
@@ -53,11 +53,11 @@ AGAINST = ("transformers", "reprefill")
 
 
 class Played(NamedTuple):
-    """A rollout: its wall time, phases and trajectories."""
+    """A rollout: its wall time, and of ours the phases and trajectories."""
 
     seconds: float
-    phases: Phases
-    trajectories: Trajectories
+    phases: Phases | None = None
+    trajectories: Trajectories | None = None
 
 
 def play(setting: Setting, policy: Policy, block: bool = False) -> Played:
@@ -73,22 +73,23 @@ def play(setting: Setting, policy: Policy, block: bool = False) -> Played:
 
 def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[str, float]:
     """The figures of `runs` rounds. RunError where a comparison cannot be made."""
-    model, shapes = setting.experiment.model, setting.world.shapes
-    itemsize = jnp.dtype(setting.experiment.config.model.compute_dtype).itemsize
+    experiment = setting.experiment
     compiles, start = CompileCount(), time.perf_counter()
-    compile_all(setting.engine.lower(setting.params, model.view_size, MAX_VIEWS), "compile")
+    compile_all(setting.engine.lower(setting.params, experiment.model.view_size, MAX_VIEWS), "compile")
     first = play(setting, setting.policy(), block=True)
-    warm_seconds = time.perf_counter() - start
-    kv = cache_bytes(setting)
-    rates = measured_rates(jnp.dtype(setting.experiment.config.model.compute_dtype))
+    figures = {"warmup_seconds": time.perf_counter() - start, "kv_bytes": cache_bytes(setting)}
+    rates = measured_rates(jnp.dtype(experiment.config.model.compute_dtype))
+    figures |= {"bandwidth_bytes_per_second": rates.bandwidth, "flops_per_second": rates.flops}
 
-    contenders: dict[str, Callable[[], Played | float]] = {
+    # ---- rounds --------------------------------------------------------------------------------------------------------
+    contenders: dict[str, Callable[[], Played]] = {
         "ours": lambda: play(setting, setting.policy()),
         "waiting": lambda: play(setting, setting.policy(), block=True),
     }
     if "transformers" in against:
         other = transformers_of(setting, first.trajectories)
-        contenders |= {"transformers": other.run, "transformers_prefill": lambda: other.run(new_tokens=1)}
+        contenders["transformers"] = lambda: Played(other.run())
+        contenders["transformers, one token a turn"] = lambda: Played(other.run(new_tokens=1))
     if "reprefill" in against:
         policy = reprefill_of(setting)
         contenders["reprefill"] = lambda: play(setting, policy())
@@ -99,51 +100,62 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
     found = {name: [] for name in contenders}
     for name in tqdm.tqdm([*contenders] * runs, desc="measure", unit="run", disable=quiet):
         found[name].append(contenders[name]())
+    figures["compiles_after_warmup"] = compiles.count - warm
 
-    seconds = {name: [getattr(one, "seconds", one) for one in of] for name, of in found.items()}
-    waiting = found["waiting"]
-    wall = statistics.median(seconds["ours"])
-    work = load(first.trajectories, shapes.rows)
-    steps, computed = counted(first.trajectories, shapes)
-    figures = {
-        "seconds": wall,
-        "tokens_per_second": work.decode / wall,
-        "trajectories_per_second": shapes.rows / wall,
+    # ---- figures -------------------------------------------------------------------------------------------------------
+    work = load(first.trajectories, setting.world.shapes.rows)
+    figures |= of_ours(setting, work, first.trajectories, found["ours"]) | of_phases(
+        setting, work, rates, found["waiting"]
+    )
+    seconds = {name: [one.seconds for one in of] for name, of in found.items()}
+    ratio = lambda slow, fast: statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+    for name in against:
+        figures[f"seconds_of/{name}"] = statistics.median(seconds[name])
+        figures[f"ratio/{name}"] = ratio(seconds[name], seconds["ours"])
+    if "transformers" in against:
+        # A turn's first token costs generate what its whole history does, and ours nothing: the others are decode.
+        pairs = zip(seconds["transformers"], seconds["transformers, one token a turn"], strict=True)
+        theirs = [whole - one for whole, one in pairs]
+        drawn = work.decode - turns_of(first.trajectories)
+        figures["decode_tokens_per_second_of/transformers"] = drawn / statistics.median(theirs)
+        ours = [one.phases.seconds["decode"] for one in found["waiting"]]
+        figures["ratio/decode_transformers"] = ratio(theirs, ours)
+    return figures
+
+
+def of_ours(setting: Setting, work: Load, trajectories: Trajectories, played: Sequence[Played]) -> dict[str, float]:
+    """Of the rollouts as a whole."""
+    shapes = setting.world.shapes
+    seconds = statistics.median(one.seconds for one in played)
+    steps, positions = counted(trajectories, shapes)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": work.decode / seconds,
+        "trajectories_per_second": shapes.rows / seconds,
         "rows": shapes.rows,
         "prompts": shapes.prompts,
         "sampled_tokens": work.decode,
-        "goodput": work.positions / computed,
+        "goodput": work.positions / positions,
         "slot_occupancy": work.decode / (steps * shapes.rows),
-        "compiles_after_warmup": compiles.count - warm,
-        "warmup_seconds": warm_seconds,
-        "kv_bytes": kv,
-        "bandwidth_bytes_per_second": rates.bandwidth,
-        "flops_per_second": rates.flops,
-        "host_reads": waiting[-1].phases.host_reads,
+        "host_reads": played[-1].phases.host_reads,
     }
-    names = dict.fromkeys(name for one in waiting for name in one.phases.seconds)
-    phase = {name: [one.phases.seconds.get(name, 0.0) for one in waiting] for name in names}
-    for name, each in phase.items():
-        figures[f"seconds/{name}"] = statistics.median(each)
-    figures["host_share"] = statistics.median(
-        sum(phase[name][i] for name in ("prompts", "host", "tools")) / one.seconds for i, one in enumerate(waiting)
-    )
+
+
+def of_phases(setting: Setting, work: Load, rates: Rates, played: Sequence[Played]) -> dict[str, float]:
+    """Of rollouts that wait: each phase, and beside its seconds the least it could take."""
+    experiment, figures = setting.experiment, {}
+    for name in dict.fromkeys(name for one in played for name in one.phases.seconds):
+        figures[f"seconds/{name}"] = statistics.median(one.phases.seconds.get(name, 0.0) for one in played)
+    off_model = lambda one: sum(one.phases.seconds.get(name, 0.0) for name in ("prompts", "host", "tools"))
+    figures["host_share"] = statistics.median(off_model(one) / one.seconds for one in played)
     vision = sum(x.nbytes for path, x in jax.tree.leaves_with_path(setting.params) if is_vision(path))
-    for name, cost in costs(model, work, itemsize, vision).items():
+    itemsize = jnp.dtype(experiment.config.model.compute_dtype).itemsize
+    for name, cost in costs(experiment.model, work, itemsize, vision).items():
         figures[f"floor/{name}"] = cost.seconds(rates)
-        if figures.get(f"seconds/{name}"):
+        if f"seconds/{name}" in figures:  # one turn has no extend
             figures[f"floor_share/{name}"] = figures[f"floor/{name}"] / figures[f"seconds/{name}"]
     figures["floor"] = sum(figures[f"floor/{name}"] for name in PHASES)
-    for name in against:
-        figures[f"seconds_of/{name}"] = statistics.median(seconds[name])
-        figures[f"ratio/{name}"] = statistics.median(map(lambda a, b: b / a, seconds["ours"], seconds[name]))
-    if "transformers" in against:
-        # One token of a turn costs generate what the whole history does; the others are decode, as all of ours but the first are.
-        alone = [a - b for a, b in zip(seconds["transformers"], seconds["transformers_prefill"], strict=True)]
-        fed = work.decode - turns_of(first.trajectories)
-        figures["decode_tokens_per_second"] = fed / figures["seconds/decode"]
-        figures["decode_tokens_per_second_of/transformers"] = fed / statistics.median(alone)
-        figures["ratio/decode_transformers"] = statistics.median(map(lambda a, b: a / b, alone, phase["decode"]))
+    figures["decode_tokens_per_second"] = work.decode / figures["seconds/decode"]
     return figures
 
 
@@ -163,9 +175,9 @@ def counted(trajectories: Trajectories, shapes: Shapes) -> tuple[int, int]:
 
 
 def turns_of(trajectories: Trajectories) -> int:
-    """Turns of all rows."""
-    row, _ = np.nonzero(trajectories.loss_mask_BxL)
-    return len(np.unique(np.stack([row, trajectories.turn_BxL[trajectories.loss_mask_BxL]]), axis=1).T)
+    """How many turns there are, of all rows."""
+    mask_BxL = trajectories.loss_mask_BxL
+    return len(set(zip(np.nonzero(mask_BxL)[0].tolist(), trajectories.turn_BxL[mask_BxL].tolist(), strict=True)))
 
 
 def cache_bytes(setting: Setting) -> int:

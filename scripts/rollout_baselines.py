@@ -51,7 +51,9 @@ class Reprefill:
         self._tasks = [task for task in prompts.tasks for _ in range(G)]
         self._tokens_BxL = np.pad(repeat(prompts.tokens), ((0, 0), (0, own)))
         self._length_B = repeat(prompts.length)
-        self._views = [jnp.repeat(prompts.views, G, axis=0)]  # [B, n, H, W, 3], a piece a turn
+        first = np.repeat(np.asarray(prompts.views), G, axis=0)
+        self._views_BxN = np.pad(first, ((0, 0), (0, self._shapes.views), *((0, 0),) * 3))
+        self._held_B = np.array([len(task.images) for task in self._tasks])
 
     def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
         B, T = len(running_B), self._shapes.turn_tokens
@@ -62,7 +64,7 @@ class Reprefill:
             size //= 2
         row_n = np.concatenate([rows_n, np.full(size - len(rows_n), rows_n[0])])
         longest = -(-int(self._length_B[rows_n].max()) // ROUND) * ROUND
-        views = jnp.concatenate(self._views, axis=1)[row_n]
+        views = jnp.asarray(self._views_BxN[row_n, : self._held_B[rows_n].max()])
         shapes = dataclasses.replace(
             self._shapes,
             prompts=size,
@@ -96,7 +98,9 @@ class Reprefill:
 
     def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
         self._append(step.observation_ids, step.length_B)
-        self._views.append(step.views[:, : max(int(step.count_B.max()), 1)])
+        row, slot = np.nonzero(np.arange(step.views.shape[1])[None] < step.count_B[:, None])
+        self._views_BxN[row, self._held_B[row] + slot] = np.asarray(step.views)[row, slot]
+        self._held_B = self._held_B + step.count_B
 
     def _append(self, tokens_BxT: np.ndarray, count_B: np.ndarray) -> None:
         row, step = np.nonzero(np.arange(tokens_BxT.shape[1])[None] < count_B[:, None])

@@ -225,6 +225,8 @@ def blank_task(config: Config, i: int) -> Task:
 
 def load(config: Config, view_side: int | None) -> tuple[Experiment, nnx.State]:
     """The experiment and its weights: of the checkpoint, or random ones of `config.model.shape`. view_side: see `fixed`."""
+    # Rollouts have weights in the type they compute in, and no others.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=config.model.compute_dtype))
     if config.model.checkpoint and view_side is None:
         return build(config)
     experiment = outline(config)

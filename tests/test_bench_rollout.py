@@ -195,6 +195,19 @@ def test_figures(setting, monkeypatch):
     assert figures["kv_bytes"] == 2 * 2 * 2 * 8 * 4 * (2 * 61 + 4 * (3 * 5 + 2 * 37))
 
 
+def test_natural_lengths(monkeypatch):
+    """The config's own tasks; an untrained model says nothing that parses, and its turns end by chance or at their limit."""
+    monkeypatch.setitem(SHAPES, "tiny", lambda: tiny_world.CONFIG)
+    monkeypatch.setattr(bench_rollout, "measured_rates", lambda dtype: rollout_floors.Rates(1e10, 1e11))
+    natural = rollout_work.natural(small_config(), rows=4, group=2)
+    assert [task.dataset for task in natural.tasks] == ["phantom"] * 2
+    figures = bench_rollout.measure(natural, runs=1)
+    assert figures["rows"] == 4
+    assert 0 < figures["goodput"] < 1
+    assert 0 < figures["slot_occupancy"] <= 1
+    assert figures["compiles_after_warmup"] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
