@@ -10,7 +10,7 @@ import pytest
 import rollout_floors
 import rollout_work
 from flax import nnx
-from rollout_baselines import requests
+from rollout_baselines import check_transformers, requests
 from rollout_work import Work
 
 from configs import tiny
@@ -198,14 +198,15 @@ def test_figures(setting, monkeypatch):
 def test_natural_lengths(monkeypatch):
     """The config's own tasks; an untrained model says nothing that parses, and its turns end by chance or at their limit."""
     monkeypatch.setitem(SHAPES, "tiny", lambda: tiny_world.CONFIG)
-    monkeypatch.setattr(bench_rollout, "measured_rates", lambda dtype: rollout_floors.Rates(1e10, 1e11))
     natural = rollout_work.natural(small_config(), rows=4, group=2)
     assert [task.dataset for task in natural.tasks] == ["phantom"] * 2
-    figures = bench_rollout.measure(natural, runs=1)
+    played = bench_rollout.play(natural, natural.policy(), block=True)
+    work = rollout_floors.load(played.trajectories, slots=4)
+    figures = bench_rollout.of_ours(natural, work, played.trajectories, [played])
     assert figures["rows"] == 4
+    assert figures["sampled_tokens"] == played.trajectories.loss_mask_BxL.sum()
     assert 0 < figures["goodput"] < 1
     assert 0 < figures["slot_occupancy"] <= 1
-    assert figures["compiles_after_warmup"] == 0
 
 
 @pytest.mark.parametrize(
@@ -229,3 +230,9 @@ def test_lengths_that_cannot_be_are_refused(setting, changes, words):
 def test_work_that_makes_no_sense_is_refused(changes, words):
     with pytest.raises(RunError, match=words):
         dataclasses.replace(WORK, **changes)
+
+
+def test_what_is_missing_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunError, match="needs torch and transformers: pip install torch transformers"):
+        check_transformers()
