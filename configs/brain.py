@@ -54,7 +54,6 @@ def get_config(stage: str = "vision") -> ConfigDict:
 
     # A zoom takes 17 tokens, its observation 28, an answer 7.
     c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 20, 56, 112
-    c.rollout.encode_batches = (64, 128, 192, 256)
     c.sft.learner.suffix_lengths, c.sft.learner.view_batches = (64, 112), (48, 96, 144)
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (64, 112), (128, 384)
 

@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     # A zoom takes 17 tokens, its observation 28, an answer 7; most rows are through after 80. The last entry of a table
     # holds the worst case, whatever the model does.
     c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 56, 128
-    c.rollout.encode_batches = (64, 128, 192, 256)
     c.grpo.learner.microbatches = 1
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (80, 128), (128, 384)
 

@@ -115,16 +115,33 @@ class Env:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Static shapes of a rollout (see rollout.engine.Shapes) and the sampling temperature."""
+    """Static shapes and the schedule of a rollout (see rollout.engine.Shapes), and the sampling temperature.
+
+    slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
+    prefill and extend take at a time, are rounded up to whole rows a shard.
+    """
 
     prompts: int = 16
     group: int = 8
     prompt_length: int = 72
     turn_tokens: int = 40
     observation_lengths: tuple[int, ...] = (32, 48)
-    encode_batches: tuple[int, ...] = (32, 64, 128, 256)
+    encode_batches: tuple[int, ...] = (4, 8, 16, 32)
     suffix_length: int = 160
     temperature: float = 1.0
+    slots: int = 0
+    pool: int = 0
+    prefill_prompts: int = 4
+    extend_rows: tuple[int, ...] = (4, 16)
+    decode_tokens: int = 32
+    idle: float = 0.25
+    overlap: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.idle <= 1 or min(self.slots, self.pool, self.overlap) < 0:
+            raise RunError("config.rollout: 0 < idle <= 1, slots, pool and overlap at least 0")
+        if min(self.prefill_prompts, self.decode_tokens, *self.extend_rows) < 1:
+            raise RunError("config.rollout: prefill_prompts, extend_rows and decode_tokens are at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ from mvg_jax.mesh import agree, gather_texts, shard_count
 from mvg_jax.report import predictions as reports
 from mvg_jax.report.predictions import STRICT, Called, Prediction
 from mvg_jax.rollout.engine import Engine
-from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
+from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, World, rollout
 from mvg_jax.tools import Registry
 from mvg_jax.trajectory import Trajectories
 

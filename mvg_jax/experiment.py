@@ -82,7 +82,8 @@ class Experiment:
             self.limits,
             shapes,
             self.view,
-            (data.image_height, data.image_width),
+            (data.image_height, data.image_width, data.channels),
+            np.uint8 if data.bits == 8 else np.uint16,
             self.model.position_grids,
         )
 
@@ -162,24 +163,38 @@ class Experiment:
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     """The static shapes of rollouts of prompts x group rows, over all processes."""
-    r = config.rollout
+    r, rows = config.rollout, prompts * group
     _require_shards("the prompts of a batch", (prompts,))
     _require_shards("config.rollout.encode_batches", r.encode_batches)
-    if prompts * group * MAX_VIEWS > max(r.encode_batches) or min(r.encode_batches) < 1:
+    whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
+    slots = whole(r.slots or rows, rows)
+    # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
+    likely = prompts if slots == rows else -(-slots // group) + whole(r.prefill_prompts, prompts)
+    extend_rows = tuple(sorted({whole(n, slots) for n in r.extend_rows}))
+    prefill_prompts = whole(r.prefill_prompts, prompts)
+    needed = max(max(extend_rows) * MAX_VIEWS, prefill_prompts * config.data.images)
+    if needed > max(r.encode_batches) or min(r.encode_batches) < 1:
         raise RunError(
-            f"{prompts * group} rows may ask for {prompts * group * MAX_VIEWS} views at once; "
-            f"raise config.rollout.encode_batches {r.encode_batches}"
+            f"{max(extend_rows)} rows or {prefill_prompts} prompts at a time (config.rollout.extend_rows, prefill_prompts) may have "
+            f"{needed} views; raise config.rollout.encode_batches {r.encode_batches}"
         )
     return Shapes(
         prompts=prompts,
         group=group,
+        slots=slots,
+        pool=whole(r.pool or likely, prompts),
         prompt_length=r.prompt_length,
         turn_tokens=r.turn_tokens,
-        observation_lengths=r.observation_lengths,
-        encode_batches=r.encode_batches,
         suffix_length=r.suffix_length,
         prompt_images=config.data.images,
         views=config.env.max_images - 1,
+        prefill_prompts=prefill_prompts,
+        extend_rows=extend_rows,
+        observation_lengths=r.observation_lengths,
+        encode_batches=r.encode_batches,
+        decode_tokens=min(r.decode_tokens, r.turn_tokens),
+        idle=r.idle,
+        overlap=r.overlap,
     )
 
 

@@ -134,7 +134,12 @@ def make_parts(config: Config, model: VLMConfig) -> Parts:
 
     r = rollout_shapes(config, config.rollout.prompts, config.rollout.group)
     s = learner_shapes(config.grpo.learner, r, "grpo.learner")
-    r = dataclasses.replace(r, observation_lengths=r.observation_lengths[-1:], encode_batches=r.encode_batches[-1:])
+    r = dataclasses.replace(
+        r,
+        observation_lengths=r.observation_lengths[-1:],
+        encode_batches=r.encode_batches[-1:],
+        extend_rows=r.extend_rows[-1:],
+    )
     s = dataclasses.replace(s, suffix_lengths=s.suffix_lengths[-1:], view_batches=s.view_batches[-1:])
     compute = jnp.dtype(config.model.compute_dtype)
     sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute), made)
@@ -169,7 +174,7 @@ def _state_bytes(config: Config, model: VLMConfig) -> int:
 
     def state_of(layers: int) -> int:
         parts = make_parts(config, with_depth(model, layers, vision))
-        return _bytes(parts.engine.abstract_state(parts.sampling, model.view_size))
+        return _bytes(parts.engine.abstract_state(parts.sampling))
 
     one = state_of(text)
     return one + (state_of(text + 1) - one) * (model.text.num_hidden_layers - text)
@@ -193,7 +198,7 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
     for point in points:
         parts = make_parts(plain, with_depth(model, *(min(a, b) for a, b in zip(point, depth, strict=True))))
         programs = {
-            "rollout": lambda p=parts: p.engine.lower(p.sampling, model.view_size, MAX_VIEWS),
+            "rollout": lambda p=parts: [one for _, one in p.engine.lower(p.sampling, model.view_size, MAX_VIEWS)],
             "update": lambda p=parts: p.learner.lower(
                 p.state, p.shapes, p.engine.shapes, model.view_size, config.grpo.kl > 0
             ),

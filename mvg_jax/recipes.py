@@ -53,7 +53,9 @@ def real_model(checkpoint: str, shape: str, tokens_per_view: int, options: Optio
     c.rollout.turn_tokens = 512
     c.rollout.observation_lengths = (64, OBSERVATION_TEXT + view, OBSERVATION_TEXT + 2 * view)
     c.rollout.suffix_length = 4 * 512 + 3 * (OBSERVATION_TEXT + 2 * view)
-    c.rollout.encode_batches = (rows // 4, rows // 2, rows, 2 * rows)
+    c.rollout.prefill_prompts, c.rollout.decode_tokens = micro * shards, 64
+    c.rollout.extend_rows = (4 * shards, 16 * shards)
+    c.rollout.encode_batches = (4 * shards, 8 * shards, 32 * shards)
 
     c.grpo.steps = 500
     c.grpo.optimizer.learning_rate = 1e-6

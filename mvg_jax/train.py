@@ -227,7 +227,8 @@ def warm_up(stage, state, experiment: Experiment) -> None:
     size = experiment.model.view_size
     programs = stage.learner.lower(state, stage.shapes, stage.world.shapes, size, stage.reference is not None)
     weights = stage.engine.weights(state.params)  # runs the reshard once, which compiles it
-    compile_all(programs + stage.engine.lower(weights, size, MAX_VIEWS), "compile")
+    programs += [one for _, one in stage.engine.lower(weights, size, MAX_VIEWS) + stage.world.lower()]
+    compile_all(programs, "compile")
 
 
 class Judge:

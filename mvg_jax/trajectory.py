@@ -152,28 +152,34 @@ class Ledger:
         self.view_count_B = np.zeros(rows, np.int32)
 
     def append(
-        self, tokens_BxT: np.ndarray, count_B: np.ndarray, origin: int, turn: int, logprob_BxT: np.ndarray | None = None
+        self,
+        row_n: np.ndarray,
+        tokens_nxT: np.ndarray,
+        count_n: np.ndarray,
+        origin: int,
+        turn_n: np.ndarray,
+        logprob_nxT: np.ndarray | None = None,
     ) -> None:
-        """Appends the first count_B[b] tokens of each row."""
-        T = tokens_BxT.shape[1]
-        if (self.length_B + count_B > self._tokens.shape[1]).any():
+        """Appends the first count_n tokens to each of these rows, all different."""
+        T = tokens_nxT.shape[1]
+        if (self.length_B[row_n] + count_n > self._tokens.shape[1]).any():
             raise LedgerError(f"a row outgrows the ledger's {self._tokens.shape[1]} tokens")
-        row, step = np.nonzero(np.arange(T)[None] < count_B[:, None])
-        place = self.length_B[row] + step
-        self._tokens[row, place] = tokens_BxT[row, step]
+        which, step = np.nonzero(np.arange(T)[None] < count_n[:, None])
+        row, place = row_n[which], self.length_B[row_n][which] + step
+        self._tokens[row, place] = tokens_nxT[which, step]
         self._origin[row, place] = origin
-        self._turn[row, place] = turn
-        if logprob_BxT is not None:
-            self._logprob[row, place] = logprob_BxT[row, step]
-        self.length_B = self.length_B + count_B.astype(np.int32)
+        self._turn[row, place] = turn_n[which]
+        if logprob_nxT is not None:
+            self._logprob[row, place] = logprob_nxT[which, step]
+        self.length_B[row_n] += count_n
 
-    def append_views(self, views_BxRxSxSx3: np.ndarray, count_B: np.ndarray) -> None:
-        """Appends the first count_B[b] views of each row."""
-        if (self.view_count_B + count_B > self._views.shape[1]).any():
+    def append_views(self, row_n: np.ndarray, views_nxRxSxSx3: np.ndarray, count_n: np.ndarray) -> None:
+        """Appends the first count_n views to each of these rows."""
+        if (self.view_count_B[row_n] + count_n > self._views.shape[1]).any():
             raise LedgerError(f"a row outgrows the ledger's {self._views.shape[1]} views")
-        row, slot = np.nonzero(np.arange(views_BxRxSxSx3.shape[1])[None] < count_B[:, None])
-        self._views[row, self.view_count_B[row] + slot] = views_BxRxSxSx3[row, slot]
-        self.view_count_B = self.view_count_B + count_B.astype(np.int32)
+        which, slot = np.nonzero(np.arange(views_nxRxSxSx3.shape[1])[None] < count_n[:, None])
+        self._views[row_n[which], self.view_count_B[row_n][which] + slot] = views_nxRxSxSx3[which, slot]
+        self.view_count_B[row_n] += count_n
 
     def close(self) -> Trajectories:
         """The finished, checked ledger."""

@@ -43,11 +43,10 @@ from mvg_jax.errors import RunError
 from mvg_jax.experiment import enter_mesh, export
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.config import ModelConfig
-from mvg_jax.models.decoder import suffix_bytes
-from mvg_jax.rollout.engine import Engine, Shapes, bucket
+from mvg_jax.rollout.engine import Engine, Shapes, state_bytes
 from mvg_jax.rollout.scheduler import Phases, Policy, rollout
 from mvg_jax.tools.spec import MAX_VIEWS
-from mvg_jax.trajectory import ENVIRONMENT, Trajectories
+from mvg_jax.trajectory import Trajectories
 
 AGAINST = ("transformers", "reprefill")
 
@@ -75,7 +74,8 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
     """The figures of `runs` rounds. RunError where a comparison cannot be made."""
     experiment = setting.experiment
     compiles, start = CompileCount(), time.perf_counter()
-    compile_all(setting.engine.lower(setting.params, experiment.model.view_size, MAX_VIEWS), "compile")
+    programs = setting.engine.lower(setting.params, experiment.model.view_size, MAX_VIEWS) + setting.world.lower()
+    compile_all([one for _, one in programs], "compile")
     first = play(setting, setting.policy(), block=True)
     figures = {"warmup_seconds": time.perf_counter() - start, "kv_bytes": cache_bytes(setting)}
     rates = measured_rates(jnp.dtype(experiment.config.model.compute_dtype))
@@ -103,40 +103,40 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
     figures["compiles_after_warmup"] = compiles.count - warm
 
     # ---- figures -------------------------------------------------------------------------------------------------------
-    work = load(first.trajectories, setting.world.shapes.rows)
-    figures |= of_ours(setting, work, first.trajectories, found["ours"]) | of_phases(
-        setting, work, rates, found["waiting"]
-    )
+    work = load(first.trajectories, setting.world.shapes.slots)
+    figures |= of_ours(setting, work, found["ours"]) | of_phases(setting, work, rates, found["waiting"])
     seconds = {name: [one.seconds for one in of] for name, of in found.items()}
     ratio = lambda slow, fast: statistics.median(a / b for a, b in zip(slow, fast, strict=True))
     for name in against:
         figures[f"seconds_of/{name}"] = statistics.median(seconds[name])
         figures[f"ratio/{name}"] = ratio(seconds[name], seconds["ours"])
     if "transformers" in against:
-        # A turn's first token costs generate what its whole history does, and ours nothing: the others are decode.
+        # A turn's first token costs generate what its whole history does: the others are decode. All of ours are.
         pairs = zip(seconds["transformers"], seconds["transformers, one token a turn"], strict=True)
         theirs = [whole - one for whole, one in pairs]
         drawn = work.decode - turns_of(first.trajectories)
         figures["decode_tokens_per_second_of/transformers"] = drawn / statistics.median(theirs)
-        ours = [one.phases.seconds["decode"] for one in found["waiting"]]
+        ours = [one.phases.seconds["decode"] * drawn / work.decode for one in found["waiting"]]
         figures["ratio/decode_transformers"] = ratio(theirs, ours)
     return figures
 
 
-def of_ours(setting: Setting, work: Load, trajectories: Trajectories, played: Sequence[Played]) -> dict[str, float]:
-    """Of the rollouts as a whole."""
+def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str, float]:
+    """Of the rollouts as a whole. Slots count as occupied or not while rows wait for one, where any had to: not while they drain."""
     shapes = setting.world.shapes
     seconds = statistics.median(one.seconds for one in played)
-    steps, positions = counted(trajectories, shapes)
+    counts = played[-1].phases.counts
+    while_ = "queued" if counts["slot_steps/queued"] else "drain"
     return {
         "seconds": seconds,
         "tokens_per_second": work.decode / seconds,
         "trajectories_per_second": shapes.rows / seconds,
         "rows": shapes.rows,
         "prompts": shapes.prompts,
+        "slots": shapes.slots,
         "sampled_tokens": work.decode,
-        "goodput": work.positions / positions,
-        "slot_occupancy": work.decode / (steps * shapes.rows),
+        "goodput": work.positions / counts["positions"],
+        "slot_occupancy": counts[f"tokens/{while_}"] / counts[f"slot_steps/{while_}"],
         "host_reads": played[-1].phases.host_reads,
     }
 
@@ -159,21 +159,6 @@ def of_phases(setting: Setting, work: Load, rates: Rates, played: Sequence[Playe
     return figures
 
 
-def counted(trajectories: Trajectories, shapes: Shapes) -> tuple[int, int]:
-    """(decode steps, positions computed) of a rollout whose rows all wait for each other at the end of a turn."""
-    t = trajectories
-    steps = positions = 0
-    for turn in range(int(t.turn_BxL.max(initial=0)) + 1):
-        own_BxL = t.turn_BxL == turn
-        drawn = int((t.loss_mask_BxL & own_BxL).sum(axis=1).max())
-        observed = int(((t.origin_BxL == ENVIRONMENT) & own_BxL).sum(axis=1).max())
-        steps += drawn
-        positions += shapes.rows * (drawn - 1)
-        if observed:
-            positions += shapes.rows * (1 + bucket(shapes.observation_lengths, observed, "observations"))
-    return steps, positions + shapes.prompts * shapes.prompt_length
-
-
 def turns_of(trajectories: Trajectories) -> int:
     """How many turns there are, of all rows."""
     mask_BxL = trajectories.loss_mask_BxL
@@ -182,16 +167,12 @@ def turns_of(trajectories: Trajectories) -> int:
 
 def cache_bytes(setting: Setting) -> int:
     """Bytes of the KV cache that the engine holds: what the formula says, or it is an error."""
-    text, shapes = setting.experiment.model.text, setting.world.shapes
-    state = setting.engine.abstract_state(setting.params, setting.experiment.model.view_size)
-    caches = (state.prefix.keys, state.prefix.values, state.suffix.keys, state.suffix.values)
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
-    itemsize = state.suffix.keys[0].dtype.itemsize
-    formula = suffix_bytes(text, shapes.rows, shapes.suffix_length, itemsize)
-    formula += suffix_bytes(text, shapes.prompts, shapes.prompt_length, itemsize)
-    if held != formula:
-        raise AssertionError(f"a KV cache of {held} bytes where the formula says {formula}")
-    return held
+    held = jax.tree.leaves(setting.engine.abstract_state(setting.params))
+    size = sum(x.size * x.dtype.itemsize for x in held)
+    formula = state_bytes(setting.experiment.model.text, setting.world.shapes, held[0].dtype.itemsize)
+    if size != formula:
+        raise AssertionError(f"a KV cache of {size} bytes where the formula says {formula}")
+    return size
 
 
 def measured_rates(dtype: jnp.dtype) -> Rates:

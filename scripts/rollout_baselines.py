@@ -18,8 +18,10 @@ from flax import nnx
 from mvg_jax.env.episode import StepResult
 from mvg_jax.errors import RunError
 from mvg_jax.models.config import ModelConfig
-from mvg_jax.rollout.engine import Drawn, Engine, Shapes
-from mvg_jax.rollout.scheduler import Phases, Prompts, SampledPolicy
+from mvg_jax.rollout.engine import Engine, Shapes
+from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
+from mvg_jax.rollout.slots import NONE
 from mvg_jax.trajectory import MODEL, Trajectories
 
 ROUND = 16  # histories are padded to a multiple of so many tokens: a compiled program for each
@@ -44,68 +46,96 @@ class Reprefill:
         self._engine_of, self._params, self._shapes = engine_of, params, shapes
         self._seed, self._sample_B, self._temperature_B = seed, sample_B, temperature_B
 
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
+    def begin(self, world: World, prompts: Prompts, phases: Phases) -> None:
         G, own = self._shapes.group, self._shapes.suffix_length
         repeat = lambda x: np.repeat(x, G, axis=0)
-        self._prompts = prompts
+        self._world, self._prompts, self._number = world, prompts, 0
         self._tasks = [task for task in prompts.tasks for _ in range(G)]
-        self._tokens_BxL = np.pad(repeat(prompts.tokens), ((0, 0), (0, own)))
+        self._running_B = np.ones(len(self._tasks), bool)
+        self._tokens_BxL = np.pad(repeat(prompts.tokens), ((0, 0), (0, own + ROUND)))
         self._length_B = repeat(prompts.length)
-        first = np.repeat(np.asarray(prompts.views), G, axis=0)
-        self._views_BxN = np.pad(first, ((0, 0), (0, self._shapes.views), *((0, 0),) * 3))
+        self._views_BxN = np.pad(repeat(np.asarray(prompts.views)), ((0, 0), (0, self._shapes.views), *((0, 0),) * 3))
         self._held_B = np.array([len(task.images) for task in self._tasks])
 
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        B, T = len(running_B), self._shapes.turn_tokens
-        rows_n = np.flatnonzero(running_B)
+    def turns(self, phases: Phases) -> Turns | None:
+        if not self._running_B.any():
+            return None
+        B, T = len(self._running_B), self._shapes.turn_tokens
+        rows_n = np.flatnonzero(self._running_B)
         # A batch of peers holds the rows that go on; here one of a few sizes, filled up with a row that says nothing.
         size = B
         while size // 2 >= len(rows_n):
             size //= 2
         row_n = np.concatenate([rows_n, np.full(size - len(rows_n), rows_n[0])])
         longest = -(-int(self._length_B[rows_n].max()) // ROUND) * ROUND
-        views = jnp.asarray(self._views_BxN[row_n, : self._held_B[rows_n].max()])
-        shapes = dataclasses.replace(
-            self._shapes,
-            prompts=size,
-            group=1,
-            prompt_length=longest,
-            suffix_length=T,
-            prompt_images=views.shape[1],
-        )
         policy = SampledPolicy(
-            self._engine_of(shapes),
+            self._engine_of(self._whole(size, longest, int(self._held_B[rows_n].max()))),
             self._params,
             seed=self._seed,
-            step=number,
+            step=self._number,
             sample_B=self._sample_B[row_n],
             temperature_B=self._temperature_B[row_n],
         )
-        # Beyond its end a history holds padding, as the ledger's arrays do.
-        tokens = self._tokens_BxL[row_n]
-        tokens = np.pad(tokens, ((0, 0), (0, max(longest - tokens.shape[1], 0))))[:, :longest]
-        tasks = tuple(self._tasks[b] for b in row_n)
-        history = self._prompts._replace(tasks=tasks, tokens=tokens, length=self._length_B[row_n], views=views)
-        policy.begin(history, phases)
-        drawn = policy.turn(0, np.arange(size) < len(rows_n), phases)
-        whole = Drawn(
-            np.zeros((B, T), np.int32), np.zeros((B, T), np.float32), np.zeros(B, np.int32), np.zeros(B, bool)
-        )
-        for mine, theirs in zip(whole, drawn, strict=True):
-            mine[rows_n] = theirs[: len(rows_n)]
-        self._append(whole.tokens, whole.count)
-        return whole
+        policy.open(self._world, self._history(row_n, longest), {i: () for i in range(len(rows_n))})
+        tokens, count = np.zeros((B, T), np.int32), np.zeros(B, np.int32)
+        logprobs, ended = np.zeros((B, T), np.float32), np.zeros(B, bool)
+        while (turns := policy.turns(phases)) is not None:
+            for whole, part in zip((tokens, logprobs, count, ended), turns[1:], strict=True):
+                whole[rows_n[turns.row_n[turns.row_n != NONE]]] = part[turns.row_n != NONE]
+            policy.observe(turns.row_n, _nothing(len(turns.row_n)), np.zeros(len(turns.row_n), bool), phases)
+        self._number += 1
+        self._append(tokens, count)
+        return Turns(np.where(self._running_B, np.arange(B), NONE).astype(np.int32), tokens, logprobs, count, ended)
 
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        self._append(step.observation_ids, step.length_B)
-        row, slot = np.nonzero(np.arange(step.views.shape[1])[None] < step.count_B[:, None])
+    def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
+        self._running_B = running_n & (row_n != NONE)  # all rows, in their order
+        self._append(step.observation_ids, np.where(self._running_B, step.length_B, 0))
+        count_B = np.where(self._running_B, step.count_B, 0)
+        row, slot = np.nonzero(np.arange(step.views.shape[1])[None] < count_B[:, None])
         self._views_BxN[row, self._held_B[row] + slot] = np.asarray(step.views)[row, slot]
-        self._held_B = self._held_B + step.count_B
+        self._held_B = self._held_B + count_B
+
+    def _whole(self, rows: int, length: int, images: int) -> Shapes:
+        """Of an engine that runs whole histories and draws one turn."""
+        return dataclasses.replace(
+            self._shapes,
+            prompts=rows,
+            group=1,
+            slots=rows,
+            pool=rows,
+            prompt_length=length,
+            suffix_length=self._shapes.turn_tokens,
+            prompt_images=images,
+            views=1,
+            prefill_prompts=rows,
+            encode_batches=(rows * images,),
+            decode_tokens=self._shapes.turn_tokens,
+            idle=1.0,
+            overlap=0,
+        )
+
+    def _history(self, row_n: np.ndarray, length: int) -> Prompts:
+        """What these rows have said and seen, as prompts."""
+        tokens_nxL, length_n, held_n = self._tokens_BxL[row_n, :length], self._length_B[row_n], self._held_B[row_n]
+        first = lambda b: self._tasks[b].images[:1]
+        return self._prompts._replace(
+            tasks=tuple(dataclasses.replace(self._tasks[b], images=first(b) * self._held_B[b]) for b in row_n),
+            tokens=tokens_nxL,
+            length=length_n,
+            last_position=self._world.next_position(tokens_nxL, length_n - 1, np.zeros_like(length_n)),
+            views=jnp.asarray(self._views_BxN[row_n, : held_n.max()]),
+        )
 
     def _append(self, tokens_BxT: np.ndarray, count_B: np.ndarray) -> None:
         row, step = np.nonzero(np.arange(tokens_BxT.shape[1])[None] < count_B[:, None])
         self._tokens_BxL[row, self._length_B[row] + step] = tokens_BxT[row, step]
         self._length_B = self._length_B + count_B
+
+
+def _nothing(rows: int) -> StepResult:
+    """What rows are told that do not go on."""
+    none = np.zeros(rows, np.int32)
+    return StepResult(np.zeros((rows, 0), np.int32), none, None, none, ("",) * rows, none)
 
 
 class Request(NamedTuple):

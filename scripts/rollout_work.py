@@ -25,8 +25,9 @@ from mvg_jax.models.axes import place, place_array
 from mvg_jax.models.config import QwenVLConfig
 from mvg_jax.models.vlm import ShapesOnly
 from mvg_jax.rl.grpo import sample_index
-from mvg_jax.rollout.engine import Drawn, Engine
-from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, World
+from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, Turns, World
 from mvg_jax.tools.spec import MAX_VIEWS, OK_ZOOM, ToolCall, observation_text
 
 BOX = (250, 250, 750, 750)  # where every zoom of fixed work goes, of 1000
@@ -95,15 +96,15 @@ class Endless:
     def __init__(self, policy: Policy):
         self._policy = policy
 
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
-        self._policy.begin(prompts, phases)
+    def begin(self, world: World, prompts: Prompts, phases: Phases) -> None:
+        self._policy.begin(world, prompts, phases)
 
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        drawn = self._policy.turn(number, running_B, phases)
-        return drawn._replace(ended=drawn.count > 0)
+    def turns(self, phases: Phases) -> Turns | None:
+        turns = self._policy.turns(phases)
+        return None if turns is None else turns._replace(ended=turns.count > 0)
 
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        self._policy.observe(step, running_B, phases)
+    def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
+        self._policy.observe(row_n, step, running_n, phases)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,10 +125,6 @@ def natural(config: Config, rows: int | None = None, group: int | None = None) -
     prompts = (rows or r.prompts * r.group) // group
     if prompts < 1 or (rows and rows % group):
         raise RunError(f"--rows={rows}: not a multiple of the group, {group}")
-    needed = prompts * group * MAX_VIEWS
-    if needed > max(r.encode_batches):
-        r = dataclasses.replace(r, encode_batches=(*r.encode_batches, needed))
-    config = dataclasses.replace(config, rollout=r)
     experiment, stored = load(config, None)
     world = experiment.world(prompts, group)
     engine = experiment.engine(world)
@@ -157,7 +154,6 @@ def fixed(config: Config, work: Work, view_side: int | None = None) -> Setting:
         prompt_length=work.prompt_tokens,
         turn_tokens=work.turn_tokens,
         suffix_length=own,
-        encode_batches=(work.rows * work.images, work.rows * MAX_VIEWS)[: 1 + (work.images < MAX_VIEWS)],
     )
     data = dataclasses.replace(config.data, images=1)
     experiment, stored = load(dataclasses.replace(config, env=env, data=data, rollout=r), view_side)

@@ -35,13 +35,13 @@ def conversations():
     views = lambda *shape: np.zeros((*shape, 2, 2, 3), np.uint8)
     ledger = Ledger(prompts, np.array([4, 3], np.int32), views(2, 1), 4, 8, 1, IMAGE, E)
     count = lambda *numbers: np.array(numbers, np.int32)
-    words = np.full((4, 4), 5, np.int32)
-    ledger.append(words, count(3, 2, 1, 2), MODEL, 0)
+    words, rows, turn = np.full((4, 4), 5, np.int32), np.arange(4), np.zeros(4, np.int8)
+    ledger.append(rows, words, count(3, 2, 1, 2), MODEL, turn)
     observed = words.copy()
     observed[:2, :2] = IMAGE
-    ledger.append(observed, count(4, 3, 0, 0), ENVIRONMENT, 0)
-    ledger.append_views(views(4, 1), count(1, 1, 0, 0))
-    ledger.append(words, count(1, 1, 0, 0), MODEL, 1)
+    ledger.append(rows, observed, count(4, 3, 0, 0), ENVIRONMENT, turn)
+    ledger.append_views(rows, views(4, 1), count(1, 1, 0, 0))
+    ledger.append(rows, words, count(1, 1, 0, 0), MODEL, turn + 1)
     return ledger.close()
 
 
@@ -202,7 +202,7 @@ def test_natural_lengths(monkeypatch):
     assert [task.dataset for task in natural.tasks] == ["phantom"] * 2
     played = bench_rollout.play(natural, natural.policy(), block=True)
     work = rollout_floors.load(played.trajectories, slots=4)
-    figures = bench_rollout.of_ours(natural, work, played.trajectories, [played])
+    figures = bench_rollout.of_ours(natural, work, [played])
     assert figures["rows"] == 4
     assert figures["sampled_tokens"] == played.trajectories.loss_mask_BxL.sum()
     assert 0 < figures["goodput"] < 1

@@ -22,10 +22,13 @@ def build(pieces, *, prompts=((1, IMAGE, IMAGE, IMAGE, 2), (1, 2)), length=16, v
         for b, ids in enumerate(rows_of_ids):
             tokens[b, : len(ids)] = ids
         count_B = np.array([len(ids) for ids in rows_of_ids])
-        ledger.append(tokens, count_B, origin, turn, np.full((rows, 8), -0.5, np.float32) if origin == MODEL else None)
+        drawn = np.full((rows, 8), -0.5, np.float32) if origin == MODEL else None
+        ledger.append(np.arange(rows), tokens, count_B, origin, np.full(rows, turn), drawn)
         images_B = np.array([ids.count(IMAGE) // E for ids in rows_of_ids])
         values = 10 * np.arange(rows)[:, None] + 100 * turn + np.arange(2)[None] + 1
-        ledger.append_views(np.broadcast_to(values[..., None, None, None], (rows, 2, 2, 2, 3)), images_B)
+        ledger.append_views(
+            np.arange(rows), np.broadcast_to(values[..., None, None, None], (rows, 2, 2, 2, 3)), images_B
+        )
     return ledger.close()
 
 

@@ -27,7 +27,8 @@ from mvg_jax.rl.learner import Learner
 from mvg_jax.rl.logprobs import Forward
 from mvg_jax.rl.objective import Objective
 from mvg_jax.rollout.engine import Engine, Shapes
-from mvg_jax.rollout.scheduler import GuidedPolicy, Phases, SampledPolicy, ScriptedPolicy, World, rollout
+from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, World, rollout
 from mvg_jax.tools import ToolCall, ViewFormat, default_registry
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
@@ -122,15 +123,20 @@ def world(prompts: int, group: int = 2) -> World:
     shapes = Shapes(
         prompts=prompts,
         group=group,
+        slots=rows,
+        pool=prompts,
         prompt_length=40,
         turn_tokens=24,
-        observation_lengths=(16, 24),
-        encode_batches=(rows // 2, 2 * rows),
         suffix_length=120,
         prompt_images=1,
         views=3,
+        prefill_prompts=prompts,
+        extend_rows=(rows // 2, rows),
+        observation_lengths=(16, 24),
+        encode_batches=(rows // 2, 2 * rows),
+        decode_tokens=16,
     )
-    return World(PROTOCOL, LIMITS, shapes, VIEW, (32, 40))
+    return World(PROTOCOL, LIMITS, shapes, VIEW, (32, 40, 1))
 
 
 @functools.cache
@@ -207,11 +213,13 @@ def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
     for b, count in enumerate(views_B):
         observation_BxT[b, 1 : 1 + E * count] = np.tile(image, count)
     count = lambda low, high: rng.integers(low, high + 1, rows).astype(np.int32)
-    ledger.append(words(rows, 9), count(3, 9), MODEL, 0)
-    ledger.append(observation_BxT, np.maximum(count(2, 6) + E * views_B, 2).astype(np.int32), ENVIRONMENT, 0)
-    ledger.append_views(pixels(rows, 2), views_B.astype(np.int32))
-    ledger.append(words(rows, 9), count(1, 9), MODEL, 1)
-    ledger.append(words(rows, 3), count(1, 3), ENVIRONMENT, 1)
+    every, first = np.arange(rows), np.zeros(rows, np.int8)
+    ledger.append(every, words(rows, 9), count(3, 9), MODEL, first)
+    observed_B = np.maximum(count(2, 6) + E * views_B, 2).astype(np.int32)
+    ledger.append(every, observation_BxT, observed_B, ENVIRONMENT, first)
+    ledger.append_views(every, pixels(rows, 2), views_B.astype(np.int32))
+    ledger.append(every, words(rows, 9), count(1, 9), MODEL, first + 1)
+    ledger.append(every, words(rows, 3), count(1, 3), ENVIRONMENT, first + 1)
     return ledger.close()
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import typing
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -18,8 +19,9 @@ from mvg_jax.env.episode import Episodes, StepResult, Stop
 from mvg_jax.env.protocol import Protocol, render_turn
 from mvg_jax.env.rewards import TERMS, row_facts
 from mvg_jax.frames import Frame
-from mvg_jax.rollout.engine import Drawn, Engine
-from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, SampledPolicy, World, rollout
+from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, Turns, World, rollout
 
 
 class Sampler(typing.Protocol):
@@ -139,21 +141,22 @@ class _Listening:
 
     def __init__(self, policy: Policy):
         self._policy = policy
-        self._texts: list[tuple[str, ...]] = []
+        self._texts: defaultdict[int, list[str]] = defaultdict(list)
 
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
-        self._policy.begin(prompts, phases)
+    def begin(self, world: World, prompts: Prompts, phases: Phases) -> None:
+        self._policy.begin(world, prompts, phases)
 
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        return self._policy.turn(number, running_B, phases)
+    def turns(self, phases: Phases) -> Turns | None:
+        return self._policy.turns(phases)
 
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        self._texts.append(step.texts)
-        self._policy.observe(step, running_B, phases)
+    def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
+        for b, text in zip(row_n.tolist(), step.texts, strict=True):
+            self._texts[b].append(text)
+        self._policy.observe(row_n, step, running_n, phases)
 
     def lines(self, b: int) -> list[str]:
-        """Of row b; turns after which nobody went on got none."""
-        return [texts[b] for texts in self._texts]
+        """Of row b, turn by turn."""
+        return self._texts[b]
 
 
 def _candidate(
@@ -161,7 +164,6 @@ def _candidate(
 ) -> Candidate:
     """Of a batch of one row."""
     (facts,) = row_facts(episodes)
-    texts = (*texts, *[""] * len(facts.records))[: len(facts.records)]
     terms = {name: float(term(facts)) for name, term in TERMS.items()}
     played = Played(facts.task, facts.records, texts, facts.stop, tokens, source, sample, tools_on, terms)
     return Candidate(played, jax.tree.map(lambda x: np.array(x[0]), Frame(*episodes.frames)), fits)

@@ -102,10 +102,37 @@ class Episodes:
 
     def row(self, b: int) -> "Episodes":
         """Row b as a batch of one."""
-        some = slice(b, b + 1)
-        frames = jax.tree.map(lambda x: x[some], self.frames)
+        return self.take([b])
+
+    def take(self, row_n: Sequence[int]) -> "Episodes":
+        """These rows as a batch of their own. A negative one stands for none: a row that has stopped."""
+        row_n = np.asarray(row_n)
+        stop_n = np.where(row_n < 0, Stop.VOID, self.stop_B[row_n]).astype(np.int32)
+        of = lambda rows: tuple(rows[b] for b in row_n.tolist())
+        frames = jax.tree.map(lambda x: x[row_n], self.frames)
+        return Episodes(of(self.tasks), self.limits, stop_n, self.images_B[row_n], frames, of(self.records))
+
+    def put(self, row_n: Sequence[int], taken: "Episodes") -> "Episodes":
+        """What became of rows that were taken."""
+        row_n = np.asarray(row_n)
+        there = row_n >= 0
+
+        def written(old_B: np.ndarray, new_n: np.ndarray) -> np.ndarray:
+            new_B = old_B.copy()
+            new_B[row_n[there]] = new_n[there]
+            return new_B
+
+        records = list(self.records)
+        for b, record in zip(row_n.tolist(), taken.records, strict=True):
+            if b >= 0:
+                records[b] = record
         return Episodes(
-            self.tasks[some], self.limits, self.stop_B[some], self.images_B[some], frames, self.records[some]
+            self.tasks,
+            self.limits,
+            written(self.stop_B, taken.stop_B),
+            written(self.images_B, taken.images_B),
+            jax.tree.map(written, self.frames, taken.frames),
+            tuple(records),
         )
 
 

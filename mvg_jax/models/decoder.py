@@ -32,11 +32,16 @@ from mvg_jax.models.layers import (
 
 
 class Prefix(NamedTuple):
-    """Keys and values of P prompts, one pair of [P, L, K, C] a layer (rotated), and their true lengths [P] int32."""
+    """Keys and values of P prompts, one pair of [P, L, K, C] a layer (rotated), and their true lengths [P] int32.
+
+    seat [B], rows [P, G] int32: which rows are whose, see `prefix_attention`; None: those of a group stand side by side.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
+    seat: jax.Array | None = None
+    rows: jax.Array | None = None
 
 
 class Suffix(NamedTuple):
@@ -86,7 +91,7 @@ class Attention(nnx.Module):
         self.k_norm = nnx.RMSNorm(C, epsilon=config.rms_norm_eps, rngs=rngs) if config.qk_norm else None
 
     def __call__(self, x_BxTxD, sin, cos, prefix, cache, slot_BxT, first_BxT):
-        """prefix: (keys, values, length) of this layer or None. cache: (keys, values) or None. -> (out, keys, values)."""
+        """prefix: this layer's part of a Prefix or None. cache: (keys, values) or None. -> (out, keys, values)."""
         B, T, _ = x_BxTxD.shape
         H, K, C = self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim
         q = self.q_proj(x_BxTxD).reshape(B, T, H, C)
@@ -114,7 +119,8 @@ class Attention(nnx.Module):
                 seen_BxTxS &= key_S >= first[:, :, None]
             parts = [partial_attention(q_BxTxHxC, k, v, seen_BxTxS)]
             if prefix is not None:
-                parts.append(prefix_attention(q_BxTxHxC, *prefix))
+                shared = prefix_attention if prefix[-1] is None else by_shard(prefix_attention)
+                parts.append(shared(q_BxTxHxC, *prefix))
             return merge_attention(parts).astype(x_BxTxD.dtype)
 
         out = by_positions(attend, QUERIES, q, last_BxT, *(() if first_BxT is None else (first_BxT,)))
@@ -187,7 +193,7 @@ class Decoder(nnx.Module):
         keys, values = [], []
         x_BxTxD = constrain(x_BxTxD, "batch")
         for i, layer in enumerate(self.layers):
-            layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.length)
+            layer_prefix = None if prefix is None else (prefix.keys[i], prefix.values[i], *prefix[2:])
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
             x_BxTxD, k, v = run_layer(
                 self.remat, layer, x_BxTxD, sin, cos, layer_prefix, layer_cache, slot_BxT, first_BxT

@@ -113,11 +113,28 @@ def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.
 
 
 def prefix_attention(
-    q_BxTxHxC: jax.Array, k_PxLxKxC: jax.Array, v_PxLxKxC: jax.Array, length_P: jax.Array
+    q_BxTxHxC: jax.Array,
+    k_PxLxKxC: jax.Array,
+    v_PxLxKxC: jax.Array,
+    length_P: jax.Array,
+    seat_B: jax.Array | None = None,
+    row_PxG: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Part of attention over the prompt that the G = B/P rows of a group share: its keys are read once per group."""
-    B, T, H, C = q_BxTxHxC.shape
+    """Part of attention over the prompt that the rows of a group share: its keys are read once per group.
+
+    The rows of a group stand side by side, G = B/P each; or they stand anywhere: row_PxG names those of each prompt (B: none),
+    seat_B the place of each row in it, flattened (P*G: none; such a row attends to nothing).
+    """
+    T, H, C = q_BxTxHxC.shape[1:]
     P, L = k_PxLxKxC.shape[:2]
-    mask_PxQxL = jnp.broadcast_to((jnp.arange(L)[None, :] < length_P[:, None])[:, None], (P, B // P * T, L))
-    parts = partial_attention(q_BxTxHxC.reshape(P, B // P * T, H, C), k_PxLxKxC, v_PxLxKxC, mask_PxQxL)
-    return tuple(x.reshape(B, T, H, -1) for x in parts)
+    if row_PxG is not None:
+        q_BxTxHxC = q_BxTxHxC.at[row_PxG.reshape(-1)].get(mode="fill", fill_value=0)
+    queries = len(q_BxTxHxC) // P * T
+    mask_PxQxL = jnp.broadcast_to((jnp.arange(L)[None, :] < length_P[:, None])[:, None], (P, queries, L))
+    parts = partial_attention(q_BxTxHxC.reshape(P, queries, H, C), k_PxLxKxC, v_PxLxKxC, mask_PxQxL)
+    parts = [x.reshape(-1, T, H, x.shape[-1]) for x in parts]
+    if seat_B is None:
+        return tuple(parts)
+    return tuple(
+        x.at[seat_B].get(mode="fill", fill_value=empty) for x, empty in zip(parts, (0, 0, MASKED), strict=True)
+    )

@@ -15,8 +15,9 @@ from mvg_jax.env.rewards import compute_rewards, tool_statistics
 from mvg_jax.mesh import gather
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
 from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.policies import SampledPolicy
 from mvg_jax.rollout.sampling import task_name
-from mvg_jax.rollout.scheduler import Phases, SampledPolicy, World, rollout
+from mvg_jax.rollout.scheduler import Phases, World, rollout
 from mvg_jax.trajectory import Trajectories
 
 

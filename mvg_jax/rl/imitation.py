@@ -14,7 +14,8 @@ from mvg_jax.errors import RunError
 from mvg_jax.mesh import gather
 from mvg_jax.rl.learner import Learner, LearnerShapes, TrainState, make_batch
 from mvg_jax.rl.packing import KINDS, PackShapes, pack
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
+from mvg_jax.rollout.policies import ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, World, rollout
 from mvg_jax.trajectory import Trajectories
 
 Demonstrate = Callable[[Task, np.random.Generator, Mapping[str, float]], tuple[Turn, ...]]

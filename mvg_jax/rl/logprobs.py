@@ -15,7 +15,6 @@ from mvg_jax.mesh import by_shard, constrain
 from mvg_jax.models.layers import by_positions
 from mvg_jax.models.vlm import VisionLanguageModel
 from mvg_jax.rl.packing import Packed
-from mvg_jax.rollout.engine import last_of
 from mvg_jax.rollout.sampling import policy_logits
 
 
@@ -79,6 +78,11 @@ def _states_before(model: VisionLanguageModel, micro) -> jax.Array:
     x = model.embed(micro.tokens, by_shard(lambda features, index: features[index])(row_features, micro.view_index))
     hidden, _ = model.decode(x, micro.positions, prefix=prefix)
     return jnp.concatenate([first_bxD[:, None], hidden[:, :-1]], axis=1)
+
+
+def last_of(x_PxLxD: jax.Array, length_P: jax.Array) -> jax.Array:
+    """Each prompt's entry at its last token, [P, D]."""
+    return x_PxLxD[jnp.arange(len(length_P)), length_P - 1]
 
 
 def _states_before_targets(model: VisionLanguageModel, micro: Packed) -> tuple[jax.Array, jax.Array]:

@@ -1,14 +1,17 @@
-"""The rollout engine: four compiled programs over a KV cache that lives as long as the conversation.
+"""The rollout engine: compiled programs over a KV cache that lives as long as the conversations.
 
-    prefill   prompts [P, L]        -> prefix pool, first logits of every row        once per group of G rows
-    decode    logits [B, V]         -> at most T tokens a row, stops when all rows have stopped
-    encode    views [N, H, W, 3]    -> features [N, E, W]                          only views that exist, in buckets of n
-    extend    [last token | observation] [B, X] -> logits of the next turn           appended at each row's own length
+    encode    views [n, H, W, 3]                -> features [F, E, W]
+    prefill   prompts [p, L] without their last token -> their keys and values in the pool        once per group of G rows
+    extend    what n rows were told [n, X]      -> their keys and values, at each row's own length
+    decode    every slot's pending token        -> up to K new ones a slot; stops when few enough still have a turn to finish
 
-On a mesh (see mesh.py) rows lie in shards, prompts and their groups together, and weights in the sampling layout.
+The cache has a pool of M prompts and S slots for rows (see slots.py). A row always has one *pending* token: the last that was drawn
+for it or given to it, whose keys and values are not in the cache yet; at first the last of its prompt. So decode is the one place
+where a token is drawn, a turn costs its own tokens and nothing else, seating a row writes nothing, and no text is tokenised twice.
+What a row is given ends with a word, never with an image.
 
-A turn's last sampled token has no keys and values yet when decode stops; `extend` feeds it first. So a turn costs its own
-tokens and nothing else, and no text is ever tokenised twice.
+What is known of rows beside their keys and values is a few numbers each; they live on the host, which names them with every call.
+On a mesh (see mesh.py) slots and pool lie in shards, a prompt and its rows in the same one, and indices count within it.
 """
 
 import dataclasses
@@ -20,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mvg_jax.mesh import abstract, by_shard, constrain
+from mvg_jax.mesh import abstract, by_shard, constrain, shard_count
 from mvg_jax.models.axes import to_sampling
-from mvg_jax.models.decoder import Prefix, Suffix
+from mvg_jax.models.config import TextConfig
+from mvg_jax.models.decoder import Prefix, Suffix, cache_heads
 from mvg_jax.rollout.sampling import draw
 
 
@@ -30,23 +34,40 @@ from mvg_jax.rollout.sampling import draw
 class Shapes:
     """The static shapes of a rollout: with these fixed, nothing compiles after warm-up.
 
-    prompts (P) x group (G) rows; prompt_length; turn_tokens (T): most tokens sampled a turn; observation_lengths and
-    encode_batches: bucket tables; suffix_length: KV cache a row; prompt_images and views: images a row may hold.
+    prompts (P) x group (G) rows, of which `slots` (S) are in the cache at a time, with the prompts of at most `pool` (M).
+    prompt_length; turn_tokens (T): most tokens sampled a turn; suffix_length: KV cache a row; prompt_images and views: images that
+    a prompt and a row after it may hold.
+    prefill_prompts: that one prefill takes. extend_rows, observation_lengths, encode_batches: bucket tables of extend's rows and
+    tokens and of encode's views. decode_tokens (K): most tokens of a slot in one call of decode.
+    idle: share of the seated rows that may have finished their turn before decode stops for them. overlap: tokens that the others
+    draw while the host and the tools work on those; 0: they wait.
     """
 
     prompts: int
     group: int
+    slots: int
+    pool: int
     prompt_length: int
     turn_tokens: int
-    observation_lengths: tuple[int, ...]
-    encode_batches: tuple[int, ...]
     suffix_length: int
     prompt_images: int
     views: int
+    prefill_prompts: int
+    extend_rows: tuple[int, ...]
+    observation_lengths: tuple[int, ...]
+    encode_batches: tuple[int, ...]
+    decode_tokens: int
+    idle: float = 0.25
+    overlap: int = 0
 
     @property
     def rows(self) -> int:
         return self.prompts * self.group
+
+    @property
+    def turn_batches(self) -> tuple[int, int]:
+        """Rows whose turns are handed to the environment at a time: a quarter of the slots, or all."""
+        return max(self.slots // shard_count() // 4, 1) * shard_count(), self.slots
 
 
 def bucket(table: tuple[int, ...], size: int, what: str) -> int:
@@ -58,21 +79,53 @@ def bucket(table: tuple[int, ...], size: int, what: str) -> int:
 
 
 class State(NamedTuple):
-    """What stays on the device between turns.
+    """Keys and values, a pair a layer: of the pool's prompts [M, L, K, C], of the slots' rows [S, L', K, C]."""
 
-    position_B: rotary position of each row's next token (an image may take fewer positions than tokens).
-    pending_B: last sampled token, not yet in the cache.
-    """
+    prompt_keys: tuple[jax.Array, ...]
+    prompt_values: tuple[jax.Array, ...]
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
 
-    prefix: Prefix
-    suffix: Suffix
-    position_B: jax.Array
-    logits: jax.Array
-    pending_B: jax.Array
+
+class Opening(NamedTuple):
+    """Prompts [p] for the pool. entry: place in the pool (M: none). count: tokens of each that are run.
+    seen: [p, N] the features of its images in order."""
+
+    entry: np.ndarray
+    tokens_PxL: np.ndarray
+    count: np.ndarray
+    seen: np.ndarray
+
+
+class Told(NamedTuple):
+    """What rows [n] are fed. slot: S for none. entry, prompt_count: place and length of their prompt in the pool.
+    length: tokens that the row holds; position: rotary position of the first new one. seen: [n, R] features of the views in it."""
+
+    slot: np.ndarray
+    entry: np.ndarray
+    prompt_count: np.ndarray
+    tokens_nxX: np.ndarray
+    count: np.ndarray
+    length: np.ndarray
+    position: np.ndarray
+    seen: np.ndarray
+
+
+class Going(NamedTuple):
+    """The slots [S] as decode finds them. seat: entry * G + place in the group (M * G: empty). left: tokens that the turn may still
+    take, 0 where none is to be drawn. name [S, 4] uint32, temperature: of the draws, see sampling.draw."""
+
+    seat: np.ndarray
+    pending: np.ndarray
+    length: np.ndarray
+    position: np.ndarray
+    left: np.ndarray
+    name: np.ndarray
+    temperature: np.ndarray
 
 
 class Drawn(NamedTuple):
-    """A turn's draws: tokens [B, T] int32, log-probs [B, T] float32, count [B] int32, ended [B] bool (end-of-turn drawn)."""
+    """Draws: tokens [S, K] int32, log-probs [S, K] float32, count [S] int32, ended [S] bool (end-of-turn drawn)."""
 
     tokens: jax.Array
     logprobs: jax.Array
@@ -97,174 +150,194 @@ class Engine:
         self.shapes = shapes
         self._graph, self._dtype = graph, dtype
         self.banned_V = jnp.asarray(banned_V)
-        self.encode = jax.jit(functools.partial(_encode, graph))
-        self.prefill = jax.jit(functools.partial(_prefill, graph, shapes.group, shapes.suffix_length))
-        self.decode = jax.jit(functools.partial(_decode, graph, shapes.turn_tokens, end_of_turn), donate_argnums=1)
+        self.start = jax.jit(functools.partial(_start, graph, shapes))
+        self.see = jax.jit(by_shard(_see), donate_argnums=0)
+        self.encode = jax.jit(functools.partial(_encode, graph, max(shapes.encode_batches)))
+        self.prefill = jax.jit(functools.partial(_prefill, graph), donate_argnums=1)
         self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
+        self.decode = jax.jit(
+            functools.partial(_decode, graph, shapes.group, shapes.decode_tokens, end_of_turn), donate_argnums=1
+        )
 
     def weights(self, params: nnx.State) -> nnx.State:
         """The learner's weights as the programs want them; see `models.axes.to_sampling`."""
         return to_sampling(params, nnx.merge(self._graph, params).config.text, self._dtype)
 
     def lower(
-        self, params: nnx.State, view_size: tuple[int, int], max_views: int, extra_lengths: tuple[int, ...] = ()
-    ) -> list[jax.stages.Lowered]:
-        """Every program for every bucket, on abstract shapes, ready for `compiles.compile_all`.
+        self, params: nnx.State, view_size: tuple[int, int], max_views: int
+    ) -> list[tuple[str, jax.stages.Lowered]]:
+        """Every program for every bucket, by name, on abstract shapes, ready for `compiles.compile_all`.
 
-        view_size: (H, W). max_views: R. extra_lengths: further lengths that `extend` will be called with.
+        view_size: (H, W). max_views: R.
         """
         s = self.shapes
-        B = s.rows
-        of = lambda shape, dtype: abstract(shape, dtype, "batch")
-        views = lambda n: of((n, *view_size, 3), jnp.uint8)
-        index = lambda n: of((n,), jnp.int32)
-        row = lambda dtype: of((B,), dtype)
-        images = s.prompts * s.prompt_images
-        prompts = self._abstract_prompts(params, view_size)
-        *_, feature = prompts
-        features = lambda *leading: of((*leading, *feature.shape[2:]), feature.dtype)
-        state = self.abstract_state(params, view_size)
-        return [
-            self.decode.lower(params, state, row(bool), of((B, 4), jnp.uint32), row(jnp.float32), self.banned_V),
-            *(
-                self.extend.lower(
-                    params, state, row(bool), of((B, T), jnp.int32), row(jnp.int32), features(B, max_views)
+        of = lambda shape, dtype=jnp.int32: abstract(shape, dtype, "batch")
+        int_of = lambda *shape: of(shape)
+        state = self.abstract_state(params)
+        views = {"views": of((s.slots, s.views, *view_size, 3), jnp.uint8)}
+        views["prompts"] = of((s.prompts, s.prompt_images, *view_size, 3), jnp.uint8)
+        first, last = (jax.eval_shape(self.encode, params, x, int_of(1)) for x in views.values())
+        assert first.shape == last.shape
+        features = of(first.shape, first.dtype)
+        S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
+        going = Going(*(int_of(S) for _ in range(5)), of((S, 4), jnp.uint32), of((S,), jnp.float32))
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+        seen = lambda n, R: self.see.lower(
+            views["views"], of((n, R, *view_size, 3), jnp.uint8), int_of(n), int_of(n, R)
+        )
+        programs = [("start", self.start.lower(params)), (f"see {S}", seen(S, s.views))]
+        programs += [(f"see {n} turns", seen(n, max_views)) for n in dict.fromkeys(s.turn_batches)]
+        programs.append(("decode", self.decode.lower(params, state, going, int_of(s.pool), scalar, scalar, V)))
+        for X in s.observation_lengths:
+            for n in s.extend_rows:
+                told = Told(
+                    *(int_of(n) for _ in range(3)), int_of(n, X), *(int_of(n) for _ in range(3)), int_of(n, max_views)
                 )
-                for T in s.observation_lengths + extra_lengths
-            ),
-            self.prefill.lower(params, *prompts),
-            self.encode.lower(params, views(images), index(images)),
-            *(self.encode.lower(params, views(B * max_views), index(n)) for n in s.encode_batches),
-        ]
+                programs.append((f"extend {n}x{X}", self.extend.lower(params, state, told, features)))
+        opening = Opening(int_of(p), int_of(p, s.prompt_length), int_of(p), int_of(p, N))
+        programs.append((f"prefill {p}x{s.prompt_length}", self.prefill.lower(params, state, opening, features)))
+        first = bucket(s.encode_batches, p * N, "rollout.encode_batches")
+        for kind, sizes in (("prompts", (first,)), ("views", s.encode_batches)):
+            programs += [(f"encode {n} {kind}", self.encode.lower(params, views[kind], int_of(n))) for n in sizes]
+        return programs
 
-    def abstract_state(self, params: nnx.State, view_size: tuple[int, int]) -> State:
+    def abstract_state(self, params: nnx.State) -> State:
         """Shapes and shardings of what stays on the device between turns."""
-        state = jax.eval_shape(self.prefill, params, *self._abstract_prompts(params, view_size))
-        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES[x.ndim]), state)
-
-    def _abstract_prompts(self, params: nnx.State, view_size: tuple[int, int]) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """What `prefill` takes beside the weights."""
-        P, L, N = self.shapes.prompts, self.shapes.prompt_length, self.shapes.prompt_images
-        of = lambda shape, dtype: abstract(shape, dtype, "batch")
-        views, index = of((P * N, *view_size, 3), jnp.uint8), of((P * N,), jnp.int32)
-        feature = jax.eval_shape(self.encode, params, views, index)
-        return of((P, L), jnp.int32), of((P,), jnp.int32), of((P, N, *feature.shape[1:]), feature.dtype)
+        return jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES), jax.eval_shape(self.start, params))
 
 
-STATE_AXES = {1: ("batch",), 2: ("batch", "vocab"), 4: ("batch", None, "kv")}  # of a State's arrays, by their rank
+STATE_AXES = ("batch", None, "kv")  # of a State's arrays
+
+
+def state_bytes(config: TextConfig, shapes: Shapes, itemsize: int) -> int:
+    """Bytes of a State: keys and values of all layers, of every prompt in the pool and every slot."""
+    tokens = shapes.pool * shapes.prompt_length + shapes.slots * shapes.suffix_length
+    return 2 * config.num_hidden_layers * tokens * cache_heads(config) * config.head_dim * itemsize
 
 
 def _laid_out(state: State) -> State:
-    return jax.tree.map(lambda x: constrain(x, *STATE_AXES[x.ndim]), state)
+    return jax.tree.map(lambda x: constrain(x, *STATE_AXES), state)
 
 
-def _encode(graph, params, views_NxSxSx3, index_n) -> jax.Array:
-    """Encodes the views named by index_n (N itself = none, padding the bucket): features [N, E, W], 0 where not named.
-
-    With several shards, each names n of its own N views.
-    """
-
-    def take(views_NxSxSx3, index_n):
-        return views_NxSxSx3.at[index_n].get(mode="fill", fill_value=0)
-
-    def put_back(views_NxSxSx3, index_n, features_nxExW):
-        empty = jnp.zeros((len(views_NxSxSx3), *features_nxExW.shape[1:]), features_nxExW.dtype)
-        return empty.at[index_n].set(features_nxExW, mode="drop")
-
-    features_nxExW = nnx.merge(graph, params).encode_images(by_shard(take)(views_NxSxSx3, index_n))
-    return by_shard(put_back)(views_NxSxSx3, index_n, constrain(features_nxExW, "batch"))
-
-
-def last_of(x_PxLxD: jax.Array, length_P: jax.Array) -> jax.Array:
-    """Each prompt's entry at its last token, [P, D]."""
-    return x_PxLxD[jnp.arange(len(length_P)), length_P - 1]
-
-
-def _prefill(graph, group, suffix_length, params, tokens_PxL, length_P, features_PxNxExW) -> State:
-    """Runs every prompt once. Forking it into G rows copies nothing: row b reads prefix b // G."""
+def _start(graph, shapes: Shapes, params) -> State:
+    """An empty cache."""
     model = nnx.merge(graph, params)
-    P = len(length_P)
-    hidden_PxLxD, prefix = model.prefill(tokens_PxL, length_P, features_PxNxExW)
-    logits_PxV = model.logits(by_shard(last_of)(hidden_PxLxD, length_P))
-    _, next_P = model.positions(tokens_PxL, length_P, jnp.zeros_like(length_P))
-    suffix = Suffix.empty(model.config.text, P * group, suffix_length, prefix.keys[0].dtype)
-    fork = by_shard(lambda x_P: jnp.repeat(x_P, group, axis=0))
-    return _laid_out(State(prefix, suffix, fork(next_P), fork(logits_PxV), jnp.zeros(P * group, jnp.int32)))
+    text, dtype = model.config.text, model.language_model.embed_tokens.embedding.dtype
+    empty = lambda rows, length: Suffix.empty(text, rows, length, dtype)[:2]
+    return _laid_out(State(*empty(shapes.pool, shapes.prompt_length), *empty(shapes.slots, shapes.suffix_length)))
+
+
+def _see(views_SxVxHxWx3, new_nxRxHxWx3, slot_n, place_nxR) -> jax.Array:
+    """Takes in new views of slots (S: none) at their places (V: none)."""
+    return views_SxVxHxWx3.at[slot_n[:, None], place_nxR].set(new_nxRxHxWx3, mode="drop")
+
+
+def _encode(graph, capacity: int, params, views_SxVxHxWx3, index_n) -> jax.Array:
+    """Features [F, E, W] of the views named by index_n into [S*V] (S*V: none), in that order; F = capacity, 0 from n on."""
+    shards = shard_count()
+
+    def take(views_SxVxHxWx3, index_n):
+        return views_SxVxHxWx3.reshape(-1, *views_SxVxHxWx3.shape[2:]).at[index_n].get(mode="fill", fill_value=0)
+
+    def padded(features_nxExW):
+        missing = capacity // shards - len(features_nxExW)
+        return jnp.pad(features_nxExW, ((0, missing), (0, 0), (0, 0)))
+
+    features_nxExW = nnx.merge(graph, params).encode_images(by_shard(take)(views_SxVxHxWx3, index_n))
+    return by_shard(padded)(constrain(features_nxExW, "batch"))
+
+
+def _pick(features_FxExW, seen_nxN) -> jax.Array:
+    """[n, N, E, W]; 0 for F."""
+    return features_FxExW.at[seen_nxN].get(mode="fill", fill_value=0)
+
+
+def _put(to, rows, index):
+    """Writes rows at their index, one past the end: nowhere."""
+    return jax.tree.map(lambda to, rows: to.at[index].set(rows, mode="drop"), to, rows)
+
+
+def _take(of, index):
+    return jax.tree.map(lambda x: x.at[index].get(mode="clip"), of)
+
+
+def _prefill(graph, params, state: State, opening: Opening, features_FxExW) -> State:
+    """Runs prompts once, for all rows of their groups."""
+    model = nnx.merge(graph, params)
+    features = by_shard(_pick)(features_FxExW, opening.seen)
+    _, prompt = model.prefill(opening.tokens_PxL, opening.count, features)
+    pool = by_shard(_put)(state[:2], (prompt.keys, prompt.values), opening.entry)
+    return _laid_out(State(*pool, *state[2:]))
+
+
+def _extend(graph, params, state: State, told: Told, features_FxExW) -> State:
+    """Appends what rows are told to their keys and values."""
+    model = nnx.merge(graph, params)
+    positions, _ = model.positions(told.tokens_nxX, told.count, told.position)
+    x_nxXxW = model.embed(told.tokens_nxX, by_shard(_pick)(features_FxExW, told.seen))
+    prefix = Prefix(*by_shard(_take)(state[:2], told.entry), told.prompt_count)
+    cache = Suffix(*by_shard(_take)(state[2:], told.slot), told.length)
+    _, suffix = model.decode(x_nxXxW, positions, prefix=prefix, cache=cache, count_B=told.count)
+    return _laid_out(State(*state[:2], *by_shard(_put)(state[2:], suffix[:2], told.slot)))
 
 
 def _decode(
-    graph, turn_tokens, end_of_turn, params, state: State, active_B, name_Bx4, temperature_B, banned_V
+    graph, group, most, end_of_turn, params, state: State, going: Going, prompt_count_M, limit, least, banned_V
 ) -> tuple[State, Drawn]:
-    """Samples one turn for the active rows, until each has drawn `end_of_turn` or T tokens."""
-    model = nnx.merge(graph, params)
-    B, T = len(active_B), turn_tokens
+    """Draws tokens for the slots that have any left, until each has drawn `end_of_turn` or all that were left.
 
-    def draw_rows(logits_BxV, position_B):
-        # Logits come split over the vocabulary and rows are drawn whole, some on each device; without the first line the compiler
-        # would rather gather the head's weights for every token.
-        logits_BxV = constrain(constrain(logits_BxV, "batch", "vocab"), "spread")
-        drawn = draw(logits_BxV, name_Bx4, constrain(position_B, "batch"), temperature_B, banned_V)
-        return tuple(constrain(x, "batch") for x in drawn)
-
-    def record(drawn: Drawn, t, going_B, token_B, logprob_B) -> Drawn:
-        write = lambda array_BxT, value_B: jax.lax.dynamic_update_index_in_dim(
-            array_BxT, jnp.where(going_B, value_B, jnp.zeros_like(value_B)), t, axis=1
-        )
-        return Drawn(
-            write(drawn.tokens, token_B),
-            write(drawn.logprobs, logprob_B),
-            drawn.count + going_B.astype(jnp.int32),
-            drawn.ended | (going_B & (token_B == end_of_turn)),
-        )
-
-    def going_on(carry):
-        t, going_B, _, _, _ = carry
-        return (t < T) & going_B.any()
-
-    def step(carry):
-        t, going_B, token_B, suffix, drawn = carry
-        x_Bx1xD = model.language_model.embed_tokens(token_B[:, None])
-        position_B = state.position_B + suffix.length - state.suffix.length  # no image is ever drawn
-        hidden, suffix = model.decode(
-            x_Bx1xD,
-            position_B[:, None],
-            prefix=state.prefix,
-            cache=suffix,
-            count_B=going_B.astype(jnp.int32),
-        )
-        token_B, logprob_B = draw_rows(model.logits(hidden[:, 0]), suffix.length)
-        drawn = record(drawn, t, going_B, token_B, logprob_B)
-        return t + 1, going_B & ~drawn.ended, token_B, suffix, drawn
-
-    # The first token comes from the logits at hand; the loop feeds a token only when a row wants another.
-    # The noise is named by the token's index in the row's suffix, which is what the cache holds when it is drawn.
-    token_B, logprob_B = draw_rows(state.logits, state.suffix.length)
-    empty = Drawn(
-        jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.float32), jnp.zeros(B, jnp.int32), jnp.zeros(B, bool)
-    )
-    drawn = record(empty, 0, active_B, token_B, logprob_B)
-    carry = (jnp.int32(1), active_B & ~drawn.ended, token_B, state.suffix, drawn)
-    _, _, token_B, suffix, drawn = jax.lax.while_loop(going_on, step, carry)
-    last_B = by_shard(lambda tokens, count: tokens[jnp.arange(len(count)), jnp.maximum(count - 1, 0)])(
-        drawn.tokens, drawn.count
-    )
-    position_B = state.position_B + suffix.length - state.suffix.length
-    pending_B = jnp.where(active_B, last_B, state.pending_B)
-    drawn = jax.tree.map(lambda x: constrain(x, "batch"), drawn)
-    return _laid_out(State(state.prefix, suffix, position_B, state.logits, pending_B)), drawn
-
-
-def _extend(graph, params, state: State, active_B, tokens_BxT, count_B, features_BxRxExW) -> State:
-    """Appends [pending token | observation] to the active rows and leaves the logits of their next turn.
-
-    tokens_BxT, count_B: observations. features_BxRxExW: features of the views in them, in order.
+    limit: tokens of a slot in this call, at most K. It also ends as soon as fewer than `least` slots go on: the host has something
+    better to do than to wait for the last.
     """
     model = nnx.merge(graph, params)
-    tokens = jnp.concatenate([state.pending_B[:, None], tokens_BxT], axis=1)
-    count_B = jnp.where(active_B, count_B + 1, 0)
-    positions, next_B = model.positions(tokens, count_B, state.position_B)
-    x_BxTxW = model.embed(tokens, features_BxRxExW)
-    hidden, suffix = model.decode(x_BxTxW, positions, prefix=state.prefix, cache=state.suffix, count_B=count_B)
-    last_BxD = jnp.take_along_axis(hidden, jnp.maximum(count_B - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = jnp.where(active_B[:, None], model.logits(last_BxD), state.logits)
-    return _laid_out(State(state.prefix, suffix, next_B, logits, state.pending_B))
+    S = len(going.left)
+
+    def rows_of(seat_S, prompt_count_M):
+        nobody = jnp.full(len(prompt_count_M) * group, len(seat_S), jnp.int32)
+        return nobody.at[seat_S].set(jnp.arange(len(seat_S)), mode="drop").reshape(-1, group)
+
+    prefix = Prefix(*state[:2], prompt_count_M, going.seat, by_shard(rows_of)(going.seat, prompt_count_M))
+
+    def draw_rows(logits_SxV, place_S):
+        # Logits come split over the vocabulary and rows are drawn whole, some on each device; without the first line the compiler
+        # would rather gather the head's weights for every token.
+        logits_SxV = constrain(constrain(logits_SxV, "batch", "vocab"), "spread")
+        drawn = draw(logits_SxV, going.name, constrain(place_S, "batch"), going.temperature, banned_V)
+        return tuple(constrain(x, "batch") for x in drawn)
+
+    def goes_on(drawn: Drawn):
+        return (drawn.count < going.left) & ~drawn.ended
+
+    def more(carry):
+        t, _, _, drawn = carry
+        return (t < jnp.minimum(limit, most)) & (goes_on(drawn).sum() >= jnp.maximum(least, 1))
+
+    def step(carry):
+        t, token_S, suffix, drawn = carry
+        on_S = goes_on(drawn)
+        x_Sx1xD = model.language_model.embed_tokens(token_S[:, None])
+        position_S = going.position + suffix.length - going.length  # no image is ever drawn
+        place_S = suffix.length  # of the new token in the row, the prompt's last token being in front
+        hidden, suffix = model.decode(
+            x_Sx1xD, position_S[:, None], prefix=prefix, cache=suffix, count_B=on_S.astype(jnp.int32)
+        )
+        new_S, logprob_S = draw_rows(model.logits(hidden[:, 0]), place_S)
+        write = lambda array_SxK, value_S: jax.lax.dynamic_update_index_in_dim(
+            array_SxK, jnp.where(on_S, value_S, jnp.zeros_like(value_S)), t, axis=1
+        )
+        drawn = Drawn(
+            write(drawn.tokens, new_S),
+            write(drawn.logprobs, logprob_S),
+            drawn.count + on_S.astype(jnp.int32),
+            drawn.ended | (on_S & (new_S == end_of_turn)),
+        )
+        return t + 1, jnp.where(on_S, new_S, token_S), suffix, drawn
+
+    nothing = Drawn(
+        jnp.zeros((S, most), jnp.int32), jnp.zeros((S, most), jnp.float32), jnp.zeros(S, jnp.int32), jnp.zeros(S, bool)
+    )
+    nothing = jax.tree.map(lambda x: constrain(x, "batch"), nothing)
+    suffix = Suffix(*state[2:], going.length)
+    _, _, suffix, drawn = jax.lax.while_loop(more, step, (jnp.int32(0), going.pending, suffix, nothing))
+    drawn = jax.tree.map(lambda x: constrain(x, "batch"), drawn)
+    return _laid_out(State(*state[:2], *suffix[:2])), drawn

@@ -8,6 +8,7 @@ prompts ──► policy.begin
 └───────── policy.observe     views encoded, observation appended to the KV cache
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -19,25 +20,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from mvg_jax.data.task import Task, Turn
+from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
 from mvg_jax.env.protocol import Protocol, parse_turn
 from mvg_jax.errors import RunError
-from mvg_jax.frames import Frame
-from mvg_jax.mesh import agree, by_shard, local_shards, put_rows, shard_count, to_host
-from mvg_jax.rollout.engine import Drawn, Engine, Shapes, State, bucket
-from mvg_jax.rollout.sampling import row_keys
+from mvg_jax.frames import Frame, full_frame
+from mvg_jax.mesh import abstract, by_shard, local_shards, put_rows, to_host
+from mvg_jax.positions import token_positions
+from mvg_jax.rollout.engine import Shapes
 from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_tools, render_views
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
+NO_TOOLS = Registry(())
+
 
 class Phases:
-    """Seconds of a rollout by phase. With `block`, a phase waits for its own device work (for benchmarks)."""
+    """Seconds of a rollout by phase, and counts. With `block`, a phase waits for its own device work (for benchmarks)."""
 
     def __init__(self, block: bool = False):
         self.seconds: dict[str, float] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
         self.host_reads = 0
         self._block = block
 
@@ -57,33 +60,46 @@ class Phases:
 
 
 class Prompts(NamedTuple):
-    """P prompts ready to roll out. tokens [P, L] int32 and length [P] on the host; native images and first views
-    [P, N0, H, W, 3] uint8 on the device. tools_on: whether each offers tools; where not, every call is an unknown tool."""
+    """P prompts ready to roll out. On the host tokens [P, L] int32, length [P], last_position [P] (of the last token); on the device
+    native images and first views [P, N0, H, W, 3] uint8. tools_on: whether each offers tools; where not, every call is an unknown
+    tool."""
 
     tasks: tuple[Task, ...]
     tokens: np.ndarray
     length: np.ndarray
+    last_position: np.ndarray
     sources: Sources
     views: jax.Array
     tools_on: tuple[bool, ...]
 
 
-class Policy(typing.Protocol):
-    """Whoever speaks for the model, one turn of all rows at a time."""
+class Turns(NamedTuple):
+    """Turns that are over, of n rows of this process, as many of each of its shards. row_n: int32, NONE where there is no row.
+    tokens [n, T] int32, logprobs [n, T] float32, count [n] int32, ended [n] bool: whether it closed its turn."""
 
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
+    row_n: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    count: np.ndarray
+    ended: np.ndarray
+
+
+class Policy(typing.Protocol):
+    """Whoever speaks for the model. Rows are numbered as in the batch, those of a prompt side by side."""
+
+    def begin(self, world: "World", prompts: Prompts, phases: Phases) -> None:
         """Takes the prompts in."""
 
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        """A turn of the running rows, on the host."""
+    def turns(self, phases: Phases) -> Turns | None:
+        """The next turns that are over, in whatever order; None when all rows are over. The same n in every process."""
 
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        """Takes in what came of it; running_B are the rows that go on."""
+    def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
+        """Takes in what came of them; running_n: which rows go on."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W) bucket of native images.
+    """The environment side of rollouts: wire format, limits and static shapes. image_size: (H, W, C) bucket of native images.
 
     shapes count all processes' prompts; each process prepares and plays its share.
     position_grids: of a model with M-RoPE, the grid of its views; see `token_positions`.
@@ -93,7 +109,8 @@ class World:
     limits: Limits
     shapes: Shapes
     view: ViewFormat
-    image_size: tuple[int, int]
+    image_size: tuple[int, int, int]
+    dtype: type = np.uint16
     position_grids: np.ndarray | None = None
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool | Sequence[bool]) -> Prompts:
@@ -114,10 +131,32 @@ class World:
                     f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length or config.data.images"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
-        sources = put_rows(task_sources(tasks, *self.image_size, shapes.prompt_images))
+        sources = put_rows(task_sources(tasks, *self.image_size[:2], shapes.prompt_images))
         frames = reset(tasks, self.limits).frames
         first = put_rows(jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames))
-        return Prompts(tuple(tasks), tokens, length, sources, _first_views(sources, first, self.view), offered)
+        last = self.next_position(tokens, length - 1, np.zeros_like(length))
+        return Prompts(tuple(tasks), tokens, length, last, sources, _first_views(sources, first, self.view), offered)
+
+    def lower(self) -> list[tuple[str, jax.stages.Lowered]]:
+        """The tools' program for every batch of turns, by name, for `compiles.compile_all`."""
+        P, M, R = self.shapes.prompts, self.shapes.prompt_images, self.limits.max_images
+        of = lambda x, n: jax.tree.map(lambda a: abstract((n, *np.shape(a)), np.asarray(a).dtype, "batch"), x)
+        sources = Sources(
+            abstract((P, M, *self.image_size), self.dtype, "batch"),
+            abstract((P, M, 2), np.float32, "batch"),
+            abstract((P, M, 2), np.int32, "batch"),
+        )
+        frames = jax.tree.map(lambda x: np.broadcast_to(x, (R, *np.shape(x))), full_frame(1, 1, (0.0, 1.0), 0))
+        args, registry = self.protocol.registry.no_call(), self.protocol.registry
+        lowered = lambda n: apply_tools.lower(
+            registry, sources, of(np.int32(0), n), of(frames, n), of(args, n), self.view
+        )
+        return [(f"tools {n}", lowered(n)) for n in dict.fromkeys(self.shapes.turn_batches)]
+
+    def next_position(self, tokens_nxT: np.ndarray, count_n: np.ndarray, start_n: np.ndarray) -> np.ndarray:
+        """Rotary position [n] after the first count_n of tokens that go on at start_n."""
+        image = self.protocol.vocabulary.image
+        return token_positions(tokens_nxT, count_n, start_n, image, self.position_grids)[1].astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames="view")
@@ -149,181 +188,38 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
         protocol.tokens_per_image,
         world.position_grids,
     )
-    offered_B = [protocol.registry if on else Registry(()) for on in prompts.tools_on for _ in range(G)]
-    source_row_B = put_rows(np.tile(np.repeat(np.arange(P // local_shards(), dtype=np.int32), G), local_shards()))
-    policy.begin(prompts, phases)
-    pending_views = []
-    for number in range(world.limits.max_turns):
-        before_B = episodes.running_B
-        drawn = policy.turn(number, before_B, phases)
+    width = max(shapes.observation_lengths)
+    policy.begin(world, prompts, phases)
+    seen = []
+    while (turns := policy.turns(phases)) is not None:
         with phases("host"):
-            ledger.append(drawn.tokens, drawn.count, MODEL, number, drawn.logprobs)
-            texts = [
-                protocol.decode(drawn.tokens[b, : drawn.count[b]]) if before_B[b] and drawn.ended[b] else None
-                for b in range(B)
+            row_n, there_n = turns.row_n, turns.row_n >= 0
+            number_n = np.array([len(episodes.records[b]) for b in row_n])
+            rows, numbers = row_n[there_n], number_n[there_n]
+            ledger.append(rows, turns.tokens[there_n], turns.count[there_n], MODEL, numbers, turns.logprobs[there_n])
+            some = episodes.take(row_n)
+            parsed = [
+                parse_turn(protocol.decode(tokens[:count])) if ended else None
+                for tokens, count, ended in zip(turns.tokens, turns.count, turns.ended & there_n, strict=True)
             ]
-            turns = [None if text is None else parse_turn(text) for text in texts]
-            cut_off_B = np.where(before_B & ~drawn.ended, Stop.MAX_TOKENS, Stop.RUNNING)
-            plan = plan_step(offered_B, episodes, turns, cut_off_B)
+            cut_off_n = np.where(some.running_B & ~turns.ended, Stop.MAX_TOKENS, Stop.RUNNING)
+            offered_n = [protocol.registry if prompts.tools_on[b // G] else NO_TOOLS for b in row_n]
+            plan = plan_step(offered_n, some, parsed, cut_off_n)
         with phases("tools") as work:
-            frames, args = put_rows((plan.frames, plan.args))
-            result = apply_tools(protocol.registry, prompts.sources, source_row_B, frames, args, world.view)
+            prompt_n = np.where(there_n, row_n // G, 0) % (P // local_shards())
+            source_n, frames, args = put_rows((prompt_n.astype(np.int32), plan.frames, plan.args))
+            result = apply_tools(protocol.registry, prompts.sources, source_n, frames, args, world.view)
             work.append(result)
             frames, count, code = phases.to_host((result.frames, result.count, result.code))
         with phases("host"):
-            room_B = shapes.suffix_length - shapes.turn_tokens - ledger.length_B
-            width = max(shapes.observation_lengths)
-            episodes, step = finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width, room_B)
-            ledger.append(step.observation_ids, step.length_B, ENVIRONMENT, number)
-            pending_views.append((step.views, step.count_B))
-        if not any(agree(episodes.running_B.any())):
-            break
-        policy.observe(step, episodes.running_B, phases)
+            room_n = shapes.suffix_length - shapes.turn_tokens - ledger.length_B[row_n]
+            some, step = finish_step(protocol, plan, ToolResult(result.views, frames, count, code), width, room_n)
+            episodes = episodes.put(row_n, some)
+            ledger.append(rows, step.observation_ids[there_n], step.length_B[there_n], ENVIRONMENT, numbers)
+            if step.count_B.any():
+                seen.append((rows, there_n, step))
+        policy.observe(row_n, step, some.running_B, phases)
     with phases("host"):
-        for views, count_B in pending_views:
-            ledger.append_views(phases.to_host(views), count_B)
+        for rows, there_n, step in seen:
+            ledger.append_views(rows, phases.to_host(step.views)[there_n], step.count_B[there_n])
         return ledger.close(), episodes
-
-
-class SampledPolicy:
-    """The model itself: turns are drawn by the engine. seed and step name the noise, with each row's task and sample."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        params: nnx.State,
-        *,
-        seed: int,
-        step: int,
-        sample_B: np.ndarray,
-        temperature_B: np.ndarray,
-    ):
-        self._engine, self._params = engine, params
-        self._noise = (seed, step, sample_B)
-        self._temperature_B = put_rows(np.asarray(temperature_B, np.float32))
-        self._state: State | None = None
-
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
-        shapes = self._engine.shapes
-        seed, step, sample_B = self._noise
-        task_ids = [t.id for t in prompts.tasks for _ in range(shapes.group)]
-        self._name_Bx4 = put_rows(row_keys(seed, step, task_ids, sample_B))
-        with phases("encode") as work:
-            views = prompts.views.reshape(-1, *prompts.views.shape[2:])
-            own = len(prompts.tasks) * shapes.prompt_images
-            index = put_rows(np.arange(own, dtype=np.int32) % (own // local_shards()))
-            features = self._engine.encode(self._params, views, index)
-            work.append(features)
-        with phases("prefill") as work:
-            features = features.reshape(shapes.prompts, shapes.prompt_images, *features.shape[1:])
-            tokens, length = put_rows((prompts.tokens, prompts.length))
-            self._state = self._engine.prefill(self._params, tokens, length, features)
-            work.append(self._state)
-
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        with phases("decode"):
-            active_B = put_rows(running_B)
-            self._state, drawn = self._engine.decode(
-                self._params, self._state, active_B, self._name_Bx4, self._temperature_B, self._engine.banned_V
-            )
-            return Drawn(*phases.to_host(drawn))
-
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases, spoken: Drawn | None = None) -> None:
-        """spoken: the turn before in rows where it was not drawn here (count 0 elsewhere): it has no keys and values yet."""
-        shapes, shards = self._engine.shapes, local_shards()
-        R = step.views.shape[1]
-        has_SxN = ((np.arange(R)[None] < step.count_B[:, None]) & running_B[:, None]).reshape(shards, -1)
-        most, longest = agree(has_SxN.sum(axis=1).max(), step.length_B.max())
-        with phases("encode") as work:
-            n = bucket(shapes.encode_batches, most * shard_count(), "rollout.encode_batches") // shard_count()
-            # Each shard's views that are there come first, in order; the rest of the bucket names none.
-            order_SxN = np.argsort(~has_SxN, axis=1, kind="stable")
-            there_SxN = np.take_along_axis(has_SxN, order_SxN, axis=1)
-            N = has_SxN.shape[1]
-            index_Sxn = np.full((shards, n), N, np.int32)
-            index_Sxn[:, :N] = np.where(there_SxN, order_SxN, N)[:, :n]
-            views = step.views.reshape(-1, *step.views.shape[2:])
-            features = self._engine.encode(self._params, views, put_rows(index_Sxn.reshape(-1)))
-            work.append(features)
-        with phases("extend") as work:
-            tokens_BxT, count_B = step.observation_ids, step.length_B
-            if spoken is None:
-                T = bucket(shapes.observation_lengths, longest, "rollout.observation_lengths")
-                tokens_BxT = tokens_BxT[:, :T]
-            else:
-                pending_B, spoken_B = put_rows((spoken.tokens[:, 0], spoken.count > 0))
-                self._state = self._state._replace(pending_B=jnp.where(spoken_B, pending_B, self._state.pending_B))
-                tokens_BxT, count_B = _join(spoken.tokens[:, 1:], spoken.count - 1, tokens_BxT, count_B)
-            active_B, tokens_BxT, count_B = put_rows((running_B, tokens_BxT, count_B))
-            features = features.reshape(-1, R, *features.shape[1:])
-            self._state = self._engine.extend(self._params, self._state, active_B, tokens_BxT, count_B, features)
-            work.append(self._state)
-
-
-def _join(
-    a_BxS: np.ndarray, count_a: np.ndarray, b_BxT: np.ndarray, count_b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's first count_a tokens of a, then its first count_b of b: [B, S+T], [B]."""
-    B, S, T = *a_BxS.shape, b_BxT.shape[1]
-    count_a = np.maximum(count_a, 0)
-    joined = np.zeros((B, S + T), np.int32)
-    joined[:, :S] = a_BxS
-    joined[np.arange(B)[:, None], count_a[:, None] + np.arange(T)[None]] = b_BxT
-    return joined, (count_a + count_b).astype(np.int32)
-
-
-class ScriptedPolicy:
-    """Turns written beforehand, as token ids: how demonstrations get their observations and become trajectories.
-
-    script: the turns of each row. A row whose script is over although it is still running is cut off.
-    """
-
-    def __init__(self, protocol: Protocol, script: Sequence[Sequence[Turn]], turn_tokens: int):
-        self._T = turn_tokens
-        self._script = [
-            [[*protocol.turn_ids(turn), protocol.vocabulary.end_of_turn] for turn in turns] for turns in script
-        ]
-
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
-        pass
-
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        B, T = len(running_B), self._T
-        tokens, count = np.zeros((B, T), np.int32), np.zeros(B, np.int32)
-        for b in np.flatnonzero(running_B):
-            ids = self._script[b][number] if number < len(self._script[b]) else []
-            if len(ids) > T:
-                raise ValueError(f"a scripted turn of {len(ids)} tokens does not fit rollout.turn_tokens={T}")
-            tokens[b, : len(ids)], count[b] = ids, len(ids)
-        return Drawn(tokens, np.zeros((B, T), np.float32), count, count > 0)
-
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        pass
-
-
-class GuidedPolicy:
-    """Opens each row with scripted turns and lets the model go on: what it makes of views that someone else asked for.
-
-    turns: how many are scripted. A row whose script is shorter, or empty, speaks for itself from there on.
-    """
-
-    def __init__(self, scripted: ScriptedPolicy, sampled: SampledPolicy, turns: int):
-        self._scripted, self._sampled, self._turns = scripted, sampled, turns
-        self._spoken: Drawn | None = None
-
-    def begin(self, prompts: Prompts, phases: Phases) -> None:
-        self._sampled.begin(prompts, phases)
-
-    def turn(self, number: int, running_B: np.ndarray, phases: Phases) -> Drawn:
-        if number >= self._turns:
-            self._spoken = None
-            return self._sampled.turn(number, running_B, phases)
-        self._spoken = self._scripted.turn(number, running_B, phases)
-        own_B = running_B & (self._spoken.count == 0)
-        if not any(agree(own_B.any())):
-            return self._spoken
-        drawn = self._sampled.turn(number, own_B, phases)
-        return jax.tree.map(np.add, self._spoken, drawn)  # each row is 0 in one of the two
-
-    def observe(self, step: StepResult, running_B: np.ndarray, phases: Phases) -> None:
-        self._sampled.observe(step, running_B, phases, spoken=self._spoken)

@@ -14,7 +14,8 @@ from mvg_jax.env.episode import Stop
 from mvg_jax.env.protocol import error_text, render_turn
 from mvg_jax.errors import RunError
 from mvg_jax.models.axes import place
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
+from mvg_jax.rollout.policies import ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from mvg_jax.tools import ToolCall
 from tests import tiny_world
 from tests.tiny_world import ANSWER, LETTERS, LIMITS, ONE, PROTOCOL, TWO, VIEW, flip, zoom

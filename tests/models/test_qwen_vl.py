@@ -17,7 +17,7 @@ from mvg_jax.models.layers import mrope_axes
 from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import LearnerShapes, make_batch
-from mvg_jax.rollout.engine import Engine, Shapes
+from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, Told
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 from tests import tiny_world
 
@@ -157,19 +157,24 @@ P, G, B, T = 2, 2, 4, 5
 SPAN = [IMAGE] * E
 PROMPTS = [[1, 2, *SPAN, 3], [*SPAN, 4, 5, 6]]
 OBSERVATIONS = [  # of each turn, each row: with no, one or two views
-    [[7, *SPAN, 8], [9], [*SPAN, *SPAN, 10], [11, 12, *SPAN]],
-    [[*SPAN, 13], [14, *SPAN, *SPAN, 15], [16], [17, *SPAN]],
+    [[7, *SPAN, 8], [9], [*SPAN, *SPAN, 10], [11, 12, *SPAN, 14]],
+    [[*SPAN, 13], [14, *SPAN, *SPAN, 15], [16], [17, *SPAN, 18]],
 ]
 SHAPES = Shapes(
     prompts=P,
     group=G,
+    slots=B,
+    pool=P,
     prompt_length=11,
     turn_tokens=T,
-    observation_lengths=(16,),
-    encode_batches=(8,),
     suffix_length=48,
     prompt_images=1,
     views=4,
+    prefill_prompts=P,
+    extend_rows=(B,),
+    observation_lengths=(16,),
+    encode_batches=(8,),
+    decode_tokens=T,
 )
 
 
@@ -180,7 +185,7 @@ def padded(lists, length):
 
 @functools.cache
 def played(family: str):
-    """(ledger, greedy log-probs' engine logits after each extend): three turns of every row, views in the middle."""
+    """The ledger of three turns of every row, views in the middle, driven by hand."""
     graph, params = model(family)
     engine = Engine(graph, SHAPES, END, BANNED)
     rng = np.random.default_rng(1)
@@ -189,29 +194,41 @@ def played(family: str):
     tokens_PxL, length_P = padded(PROMPTS, SHAPES.prompt_length)
     grids = CONFIGS[family].position_grids
     ledger = Ledger(tokens_PxL, length_P, prompt_views, B, SHAPES.suffix_length, SHAPES.views, IMAGE, E, grids)
-    features = engine.encode(params, prompt_views[:, 0], np.arange(P))
-    state = engine.prefill(params, tokens_PxL, length_P, features[:, None])
-    everyone, names, logits = np.ones(B, bool), np.zeros((B, 4), np.uint32), []
+    every, prompt_B, seat_B = np.arange(B), np.arange(B) // G, np.arange(B)
+    features = engine.encode(params, prompt_views, np.arange(P))
+    opening = Opening(np.arange(P), tokens_PxL, length_P - 1, np.arange(P)[:, None])
+    state = engine.prefill(params, engine.start(params), opening, features)
+    pending_B, held_B = tokens_PxL[np.arange(P), length_P - 1][prompt_B], np.zeros(B, np.int32)
+    after = lambda tokens, count, start: token_positions(tokens, count, start, IMAGE, grids)[1].astype(np.int32)
+    position_B = after(tokens_PxL, length_P - 1, np.zeros(P, np.int32))[prompt_B]
+    names, ones = np.zeros((B, 4), np.uint32), np.ones(B, np.float32)
     for turn in range(3):
-        before = np.asarray(state.logits)
-        state, drawn = engine.decode(params, state, everyone, names, np.ones(B, np.float32), engine.banned_V)
+        going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T, np.int32), names, ones)
+        state, drawn = engine.decode(params, state, going, length_P - 1, T, 1, engine.banned_V)
         drawn = jax.device_get(drawn)
-        logits.append((ledger.length_B.copy(), before))
-        ledger.append(drawn.tokens, drawn.count, MODEL, turn, drawn.logprobs)
+        ledger.append(every, drawn.tokens, drawn.count, MODEL, np.full(B, turn), drawn.logprobs)
+        pending_B = drawn.tokens[every, drawn.count - 1]
+        held_B, position_B = held_B + drawn.count, position_B + drawn.count
         if turn < len(OBSERVATIONS):
             tokens_BxT, count_B = padded(OBSERVATIONS[turn], 16)
             views = pixels(B, 2)
-            features = engine.encode(params, views.reshape(2 * B, 16, 24, 3), np.arange(2 * B))
-            features = features.reshape(B, 2, *features.shape[1:])
-            state = engine.extend(params, state, everyone, tokens_BxT, count_B, features)
-            ledger.append(tokens_BxT, count_B, ENVIRONMENT, turn)
-            ledger.append_views(views, (tokens_BxT == IMAGE).sum(axis=1) // E)
-    return ledger.close(), logits
+            features = engine.encode(params, views, np.arange(2 * B))
+            fed_BxT = np.concatenate([pending_B[:, None], tokens_BxT[:, :-1]], axis=1)
+            told = Told(
+                every, prompt_B, length_P[prompt_B] - 1, fed_BxT, count_B, held_B, position_B,
+                np.arange(2 * B).reshape(B, 2),
+            )  # fmt: skip
+            state = engine.extend(params, state, told, features)
+            pending_B, held_B = tokens_BxT[every, count_B - 1], held_B + count_B
+            position_B = after(fed_BxT, count_B, position_B)
+            ledger.append(every, tokens_BxT, count_B, ENVIRONMENT, np.full(B, turn))
+            ledger.append_views(every, views, (tokens_BxT == IMAGE).sum(axis=1) // E)
+    return ledger.close()
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_turns_with_images_between_equal_one_pass_over_the_whole(family):
-    t, logits = played(family)
+    t = played(family)
     start_B = np.repeat(t.prompt_length_P, G)
     tokens = np.zeros((B, SHAPES.prompt_length + SHAPES.suffix_length), np.int32)
     for b in range(B):
@@ -219,8 +236,14 @@ def test_turns_with_images_between_equal_one_pass_over_the_whole(family):
         tokens[b, : len(row)] = row
     views = np.concatenate([np.repeat(t.prompt_views_PxNxSxSx3, G, axis=0), t.views_BxNxSxSx3], axis=1)
     expected = np.asarray(whole(family)(model(family)[1], tokens, views))
-    for length_B, found in logits:
-        np.testing.assert_allclose(found, expected[np.arange(B), start_B + length_B - 1], atol=1e-4)
+    expected = np.where(BANNED, -np.inf, expected)
+    expected -= np.log(
+        np.exp(expected - expected.max(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)
+    ) + expected.max(axis=-1, keepdims=True)
+    before = start_B[:, None] - 1 + np.arange(t.tokens_BxL.shape[1])[None]
+    found = np.take_along_axis(expected[np.arange(B)[:, None], before], t.tokens_BxL[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(t.logprob_BxL[t.loss_mask_BxL], found[t.loss_mask_BxL], atol=1e-4)
+    assert t.loss_mask_BxL.sum() > 3 * B
     # The ledger gives the suffix the positions that it has in the whole.
     positions, _ = token_positions(tokens, start_B + t.length_B, np.zeros(B), IMAGE, t.position_grids)
     for b in range(B):
@@ -231,7 +254,7 @@ def test_turns_with_images_between_equal_one_pass_over_the_whole(family):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_learner_finds_the_sampled_log_probs(family):
-    t, _ = played(family)
+    t = played(family)
     graph, params = model(family)
     learner = tiny_world.learner(BANNED, optax.sgd(0.1), graph=graph)
     shapes = LearnerShapes(microbatches=2, suffix_lengths=(SHAPES.suffix_length,), view_batches=(8,))
@@ -245,7 +268,7 @@ def test_the_learner_finds_the_sampled_log_probs(family):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_mesh_scores_what_one_device_does(family):
     """Rows over data, heads over tensor; positions on three axes, DeepStack features and windows among them."""
-    t, _ = played(family)
+    t = played(family)
     graph, params = model(family)
     shapes = LearnerShapes(microbatches=1, suffix_lengths=(SHAPES.suffix_length,), view_batches=(16,))
     with jax.set_mesh(make_mesh({"data": 2, "fsdp": 1, "tensor": 2})):

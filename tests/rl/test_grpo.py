@@ -10,7 +10,8 @@ from mvg_jax.env.rewards import compute_rewards
 from mvg_jax.rl.grpo import GRPOStage, rollout_metrics, sample_index
 from mvg_jax.rl.learner import LearnerShapes
 from mvg_jax.rl.objective import Objective
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
+from mvg_jax.rollout.policies import ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from tests import tiny_world
 from tests.tiny_world import ANSWER, LETTERS, ONE, TWO
 

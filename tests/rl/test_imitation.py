@@ -5,7 +5,8 @@ import pytest
 
 from mvg_jax.rl.imitation import Scripted, SFTStage
 from mvg_jax.rl.learner import Learner, LearnerShapes
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
+from mvg_jax.rollout.policies import ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from tests import tiny_world
 from tests.tiny_world import ANSWER, ONE, SPECIAL, TWO, plain_logprobs
 

@@ -50,13 +50,18 @@ def warm(ledger) -> Warm:
     rollout = Shapes(
         prompts=P,
         group=G,
+        slots=P * G,
+        pool=P,
         prompt_length=12,
         turn_tokens=9,
-        observation_lengths=(14,),
-        encode_batches=(8,),
         suffix_length=40,
         prompt_images=1,
         views=3,
+        prefill_prompts=P,
+        extend_rows=(P * G,),
+        observation_lengths=(14,),
+        encode_batches=(8,),
+        decode_tokens=9,
     )
     state = learner.init(tiny_world.own_params())
     programs = [learner.lower(state, SHAPES[M], rollout, (tiny_world.SIZE,) * 2, with_reference=M == 2) for M in SHAPES]

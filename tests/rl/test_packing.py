@@ -10,7 +10,8 @@ from mvg_jax.errors import RunError
 from mvg_jax.rl.imitation import Scripted, SFTStage, stored, turn_kinds
 from mvg_jax.rl.learner import Learner, LearnerShapes
 from mvg_jax.rl.packing import KINDS, first_fit, pack, pack_shapes
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, rollout
+from mvg_jax.rollout.policies import ScriptedPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from tests import tiny_world
 from tests.tiny_world import ANSWER, ONE, SPECIAL, TWO, plain_logprobs
 

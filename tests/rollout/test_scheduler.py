@@ -11,8 +11,10 @@ from mvg_jax.env.protocol import render_turn
 from mvg_jax.errors import RunError
 from mvg_jax.frames import full_frame
 from mvg_jax.rl.learner import LearnerShapes, make_batch
+from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
 from mvg_jax.rollout.sampling import row_keys, token_uniform
-from mvg_jax.rollout.scheduler import Phases, ScriptedPolicy, World, rollout
+from mvg_jax.rollout.scheduler import Phases, World, rollout
 from mvg_jax.tools import ToolCall, ViewFormat, observation_text, render_views
 from mvg_jax.tools.spec import OK_FLIP, OK_ZOOM
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Trajectories
@@ -219,10 +221,111 @@ def test_a_turn_that_never_ends_is_cut_off():
     assert not np.isin(t.tokens_BxL[:, :24], np.flatnonzero(ENDLESS)).any()
 
 
-def test_host_reads_are_three_a_turn():
-    """The drawn tokens, what the tools returned, and at the end the views; and once the prompts' views."""
-    _, episodes, phases = play(TASKS)
-    assert phases.host_reads == 1 + 3 * max(len(records) for records in episodes.records)
-    _, _, phases = scripted([[ANSWER]] * 4)
-    assert phases.host_reads == 1 + 2
-    assert {"host", "tools"} <= set(phases.seconds)
+class Counting:
+    """A policy, and how many batches of turns it gave."""
+
+    def __init__(self, policy):
+        self._policy, self.batches = policy, 0
+
+    def begin(self, *args):
+        self._policy.begin(*args)
+
+    def turns(self, phases):
+        turns = self._policy.turns(phases)
+        self.batches += turns is not None
+        return turns
+
+    def observe(self, *args):
+        self._policy.observe(*args)
+
+
+def test_host_reads():
+    """What decode drew; of every batch of turns what the tools returned and the views that they made; the prompts' views."""
+    world, phases = tiny_world.world(2), Phases()
+    policy = Counting(sampled(LETTERS))
+    _, episodes = rollout(world, policy, world.prepare(TASKS, tools_on=True), phases)
+    assert not any(record.views for records in episodes.records for record in records)
+    assert policy.batches >= max(len(records) for records in episodes.records)
+    assert phases.host_reads == 1 + phases.counts["decode_calls"] + policy.batches
+    assert phases.counts["decode_calls"] >= policy.batches
+    for script, reads in (([[ANSWER]] * 4, 1), ([[ONE, ANSWER], [ANSWER]] * 2, 3)):
+        _, _, phases = scripted(script)
+        assert phases.host_reads == 1 + reads
+        assert {"host", "tools"} <= set(phases.seconds)
+
+
+# ---- slots -----------------------------------------------------------------------------------------------------------
+
+MANY = tuple(tiny_world.task(i) for i in range(8))
+
+
+def slotted(slots: int, tasks=MANY, **changes) -> World:
+    """Four rows of each task in so many slots."""
+    world = tiny_world.world(len(tasks), 4)
+    pool = min(-(-slots // 4) + 1, len(tasks))
+    shapes = dataclasses.replace(
+        world.shapes,
+        slots=slots,
+        pool=pool,
+        prefill_prompts=2,
+        extend_rows=(2, 4),
+        encode_batches=(8,),
+    )
+    return dataclasses.replace(world, shapes=dataclasses.replace(shapes, **changes))
+
+
+def play_in_slots(world: World, script=None):
+    engine = Engine(tiny_world.model()[0], world.shapes, VOCABULARY.end_of_turn, LETTERS)
+    policy = sampled(LETTERS, rows=world.shapes.rows, group=4, engine=engine)
+    if script is not None:
+        policy = GuidedPolicy(ScriptedPolicy(PROTOCOL, script, world.shapes.turn_tokens), policy, 2)
+    phases = Phases()
+    return *rollout(world, policy, world.prepare(MANY, tools_on=True), phases), phases
+
+
+def sampled(banned_V, rows: int = 4, group: int = 2, engine: Engine | None = None) -> SampledPolicy:
+    engine = engine or tiny_world.engine(2, banned_V)
+    sample_B = np.arange(rows) % group
+    return SampledPolicy(
+        engine, engine.weights(tiny_world.model()[1]), seed=3, step=0, sample_B=sample_B, temperature_B=np.ones(rows)
+    )
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    """All 32 rows seated from the start; after calls of all sorts in the first two turns."""
+    return play_in_slots(slotted(32), SCRIPT)
+
+
+SCRIPT = ([ONE], [TWO, flip(0)], [], [flip(0), zoom((0, 0, 300, 300))], [ANSWER], [ONE, ANSWER], [], [TWO]) * 4
+
+
+@pytest.mark.parametrize(
+    ("slots", "changes"),
+    [(4, {}), (7, {"idle": 1.0}), (7, {"idle": 0.01, "overlap": 3}), (32, {"decode_tokens": 5, "overlap": 2})],
+    ids=["4", "7, all wait", "7, overlapped", "32, overlapped in short calls"],
+)
+def test_samples_do_not_depend_on_slots_or_schedule(at_once, slots, changes):
+    t, episodes, phases = play_in_slots(slotted(slots, **changes), SCRIPT)
+    expected, expected_episodes, _ = at_once
+    np.testing.assert_array_equal(t.tokens_BxL, expected.tokens_BxL)
+    np.testing.assert_array_equal(t.origin_BxL, expected.origin_BxL)
+    np.testing.assert_array_equal(t.turn_BxL, expected.turn_BxL)
+    np.testing.assert_array_equal(t.views_BxNxSxSx3, expected.views_BxNxSxSx3)
+    np.testing.assert_allclose(t.logprob_BxL, expected.logprob_BxL, atol=1e-5)
+    np.testing.assert_array_equal(episodes.stop_B, expected_episodes.stop_B)
+    assert episodes.records == expected_episodes.records
+    drawn_tokens = phases.counts["tokens/queued"] + phases.counts["tokens/drain"]
+    assert drawn_tokens == (t.logprob_BxL < 0).sum() > 300
+
+
+def test_rows_in_slots_are_those_of_a_plain_pass(at_once):
+    t, _, _ = at_once
+    some = slice(4, 8)  # the rows of the second task
+    names = [f.name for f in dataclasses.fields(t) if isinstance(getattr(t, f.name), np.ndarray)]
+    part = {name: getattr(t, name)[1:2] if name.startswith("prompt") else getattr(t, name)[some] for name in names}
+    t = dataclasses.replace(t, **part)
+    expected = np.take_along_axis(plain_logprobs(t, 1.0, LETTERS), t.tokens_BxL[..., None], axis=2)[..., 0]
+    mask = t.logprob_BxL < 0
+    assert mask.sum() > 20
+    np.testing.assert_allclose(t.logprob_BxL[mask], expected[mask], atol=1e-4)

@@ -7,7 +7,8 @@ import pytest
 
 from mvg_jax.errors import RunError
 from mvg_jax.rollout.engine import Engine
-from mvg_jax.rollout.scheduler import Phases, SampledPolicy, rollout
+from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.scheduler import Phases, rollout
 from tests import tiny_world
 from tests.tiny_world import LETTERS, VOCABULARY, plain_logprobs, task
 
