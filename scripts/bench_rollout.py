@@ -126,7 +126,7 @@ def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str,
     shapes = setting.world.shapes
     seconds = statistics.median(one.seconds for one in played)
     counts = played[-1].phases.counts
-    while_ = "queued" if counts["slot_steps/queued"] else "drain"
+    when = "queued" if counts["slot_steps/queued"] else "drain"
     return {
         "seconds": seconds,
         "tokens_per_second": work.decode / seconds,
@@ -136,7 +136,7 @@ def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str,
         "slots": shapes.slots,
         "sampled_tokens": work.decode,
         "goodput": work.positions / counts["positions"],
-        "slot_occupancy": counts[f"tokens/{while_}"] / counts[f"slot_steps/{while_}"],
+        "slot_occupancy": counts[f"tokens/{when}"] / counts[f"slot_steps/{when}"],
         "host_reads": played[-1].phases.host_reads,
     }
 
