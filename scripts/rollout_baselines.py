@@ -178,8 +178,8 @@ class Generate(NamedTuple):
     compiled: bool
 
 
-# CPU: CPU seconds of a rollout on one core (tiny, 8 rows, 3 turns of 32 tokens): dynamic 1.02, static 1.05; what torch.compile makes of
-# static was not seen: it compiles for minutes, anew for each length of the cache. CUDA: what transformers itself recommends, not measured.
+# CPU: seconds of one core for a rollout (tiny, 8 rows, 3 turns of 32 tokens): dynamic 1.02, static 1.05. What torch.compile makes of
+# static was not seen: it compiles for minutes, anew for each length of the cache. CUDA: what transformers recommends, not measured.
 SETTINGS = {"cpu": Generate("dynamic", False), "cuda": Generate("static", True)}
 
 
