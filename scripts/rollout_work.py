@@ -230,8 +230,8 @@ def load(config: Config, view_side: int | None) -> tuple[Experiment, nnx.State]:
     if config.model.checkpoint:
         model = hf.load(folder(config.model.checkpoint), jnp.dtype(config.model.dtype), place_array)
         model.config = model_config
-        place_of = model.vision_tower.position_embeddings
-        place_of[...] = place_of[...][:, : 1 + (view_side // model_config.vision.patch_size) ** 2]
+        positions = 1 + (view_side // model_config.vision.patch_size) ** 2
+        model.vision_tower.position_embeddings = nnx.Param(model.vision_tower.position_embeddings[...][:, :positions])
     else:
         model = random_model(model_config, jnp.dtype(config.model.dtype))
     graph, params = nnx.split(model)

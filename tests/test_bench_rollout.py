@@ -209,6 +209,18 @@ def test_natural_lengths(monkeypatch):
     assert 0 < figures["slot_occupancy"] <= 1
 
 
+def test_smaller_views_of_a_checkpoint():
+    """The embedded model sees 64 px with 8 px patches, four of them a token."""
+    experiment, stored = rollout_work.load(configs.from_dict(tiny.get_config().to_dict()), 32)
+    assert experiment.model.view_size == (32, 32)
+    assert experiment.protocol.tokens_per_image == 4
+    encode = lambda params, views: nnx.merge(experiment.graph, params).encode_images(views)
+    features = jax.eval_shape(encode, stored, jax.ShapeDtypeStruct((3, 32, 32, 3), np.uint8))
+    assert features.shape == (3, 4, 128)
+    with pytest.raises(RunError, match="--view_side=40: a multiple of 16, at most 32"):
+        rollout_work.with_view_side(experiment.model, 40)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
