@@ -124,6 +124,7 @@ def step_load_save() -> tuple[bool, str]:
     import jax.numpy as jnp
     import numpy as np
     from flax import nnx
+    from rollout_work import random_model
 
     from mvg_jax.models import hf
     from mvg_jax.models.config import SHAPES, with_tokens
@@ -182,6 +183,7 @@ def step_memory() -> tuple[bool, str]:
 def step_benchmark() -> tuple[bool, str]:
     """Sampled tokens a second: the embedded model, and the 1B shape with random weights."""
     import bench_rollout
+    import rollout_work
 
     from configs import tiny
     from mvg_jax import config as configs
@@ -189,12 +191,40 @@ def step_benchmark() -> tuple[bool, str]:
     said = []
     cases = {"tiny": configs.from_dict(tiny.get_config().to_dict()), "internvl3_1b": real_config("internvl3_1b")}
     for name, config in cases.items():
-        figures = bench_rollout.measure(config, 3 if accelerated() else 1)
+        figures = bench_rollout.measure(rollout_work.natural(config), 3 if accelerated() else 1)
         said.append(
             f"{name} {figures['tokens_per_second']:,.0f} tokens/s, decode at {figures['floor_share/decode']:.2f} of its floor, "
             f"goodput {figures['goodput']:.2f}, {figures['compiles_after_warmup']} compiles"
         )
     return True, "; ".join(said)
+
+
+def step_rollout() -> tuple[bool, str]:
+    """Rollouts of the 8B shape with random bfloat16 weights, 64 rows of fixed work, beside their floors and transformers."""
+    import bench_rollout
+    import rollout_work
+
+    small = {"rows": 4, "group": 2, "prompt_tokens": 80, "observation_tokens": 48, "turn_tokens": 4}
+    large = {"rows": 64, "group": 8, "prompt_tokens": 600, "observation_tokens": 300, "turn_tokens": 128}
+    work = rollout_work.Work(**(large if accelerated() else small))
+    setting = rollout_work.fixed(real_config("internvl3_8b"), work)
+    figures = bench_rollout.measure(setting, 3 if accelerated() else 1, ("transformers",))
+    bench_rollout.show(figures)
+    least = {
+        "floor_share/decode": 0.7,
+        "floor_share/prefill": 0.5,
+        "floor_share/encode": 0.35,
+        "tokens_per_second": 2000,
+    }
+    passed = figures["compiles_after_warmup"] == 0
+    passed &= not accelerated() or all(figures[name] >= value for name, value in least.items())
+    return passed, (
+        f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['ratio/transformers']:.2f} times transformers; share of the floor: "
+        + ", ".join(
+            f"{name} {figures[f'floor_share/{name}']:.2f}" for name in ("encode", "prefill", "extend", "decode")
+        )
+        + f"; KV cache {figures['kv_bytes'] / 1e9:.2f} GB"
+    )
 
 
 STEPS = {
@@ -203,6 +233,7 @@ STEPS = {
     "load_save": step_load_save,
     "memory": step_memory,
     "benchmark": step_benchmark,
+    "rollout": step_rollout,
 }
 
 
@@ -248,20 +279,6 @@ def shrunk(config, side: int):
         else:
             vision = dataclasses.replace(vision, deepstack_visual_indexes=(0, 1, 2), num_position_embeddings=256)
     return dataclasses.replace(config, text=text, vision=vision)
-
-
-def random_model(config, dtype):
-    """A model of random weights, made one array at a time on the device."""
-    import jax
-    from flax import nnx
-
-    from mvg_jax.models import hf
-
-    graph, state = nnx.split(nnx.eval_shape(lambda: hf.FAMILIES[config.model_type].model(config, nnx.Rngs(0))))
-    flat, made = nnx.to_flat_state(state), []
-    for i, (path, leaf) in enumerate(flat):
-        made.append((path, leaf.replace(0.02 * jax.random.normal(jax.random.key(i), leaf.shape, dtype))))
-    return nnx.merge(graph, nnx.from_flat_state(made))
 
 
 class AnonymousMemory:

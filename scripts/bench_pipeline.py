@@ -10,7 +10,9 @@ import json
 import time
 
 from absl import app, flags, logging
-from bench_rollout import measure  # with its flags --config, --json and --batches
+from bench_rollout import measure
+from ml_collections import config_flags
+from rollout_work import natural
 
 from mvg_jax import config as configs
 from mvg_jax.compiles import use_cache
@@ -18,7 +20,10 @@ from mvg_jax.data.pipeline import TaskBatches
 from mvg_jax.experiment import build, enter_mesh
 from mvg_jax.metrics import write_atomically
 
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.", lock_config=True)
+_JSON = flags.DEFINE_string("json", None, "Write the figures to this file too.")
 _BATCHES = flags.DEFINE_integer("stream_batches", 40, "Timed batches of the stream.", lower_bound=1)
+_RUNS = flags.DEFINE_integer("runs", 5, "Timed rollouts; medians are reported.", lower_bound=1)
 WARM_UP = 8
 
 
@@ -47,17 +52,17 @@ def stream(config: configs.Config, batches: int) -> dict[str, float]:
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
-    config = configs.from_dict(flags.FLAGS.config.to_dict())
+    config = configs.from_dict(_CONFIG.value.to_dict())
     use_cache(config.compile_cache)
     enter_mesh(config)
     figures = stream(config, _BATCHES.value)
-    rollout = measure(config, flags.FLAGS.batches)
+    rollout = measure(natural(config), _RUNS.value)
     figures["rollout_tasks_per_second"] = rollout["trajectories_per_second"] / config.rollout.group
     figures["ratio"] = figures["stream_tasks_per_second"] / figures["rollout_tasks_per_second"]
     for name, value in figures.items():
         print(f"{name:<32}{value:>16,.4g}")
-    if flags.FLAGS.json:
-        write_atomically(flags.FLAGS.json, json.dumps(figures, indent=2, sort_keys=True) + "\n")
+    if _JSON.value:
+        write_atomically(_JSON.value, json.dumps(figures, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
