@@ -161,9 +161,9 @@ def test_a_token_costs_no_gather_of_weights(name):
         state_out, _ = decode.output_shardings
         kv = tiny_world.CONFIG.text.num_key_value_heads
         heads = max(kv, MESHES[name][2])
-        shape = (P * G, 120, heads, tiny_world.CONFIG.text.head_dim)
+        shape = (P * G, heads, tiny_world.CONFIG.text.head_dim, 120)
         rows = MESHES[name][0] * MESHES[name][1]
-        local = (shape[0] // rows, shape[1], heads // MESHES[name][2], shape[3])
+        local = (shape[0] // rows, heads // MESHES[name][2], *shape[2:])
         assert state_out.keys[0].shard_shape(shape) == local
         assert largest_gather(decode) <= P * G, "more than a number a row is gathered"
         # The same program on the learner's weights does gather them: the check above can fail.

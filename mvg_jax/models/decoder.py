@@ -32,7 +32,7 @@ from mvg_jax.models.layers import (
 
 
 class Prefix(NamedTuple):
-    """Keys and values of P prompts, one pair of [P, L, K, C] a layer (rotated), and their true lengths [P] int32.
+    """Keys [P, K, C, L] (rotated) and values [P, K, L, C] of P prompts, a pair a layer, and their true lengths [P] int32.
 
     seat [B], rows [P, G] int32: which rows are whose, see `prefix_attention`; None: those of a group stand side by side.
     """
@@ -45,7 +45,8 @@ class Prefix(NamedTuple):
 
 
 class Suffix(NamedTuple):
-    """The KV cache of B rows after their prompt: one pair of [B, L, K, C] a layer and the tokens held so far [B] int32."""
+    """The KV cache of B rows after their prompt: keys [B, K, C, L] and values [B, K, L, C], a pair a layer, and the tokens held so
+    far [B] int32."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -53,11 +54,10 @@ class Suffix(NamedTuple):
 
     @classmethod
     def empty(cls, config: TextConfig, rows: int, length: int, dtype: jnp.dtype) -> "Suffix":
-        shape = (rows, length, cache_heads(config), config.head_dim)
-        layers = range(config.num_hidden_layers)
+        K, C, layers = cache_heads(config), config.head_dim, range(config.num_hidden_layers)
         return cls(
-            tuple(jnp.zeros(shape, dtype) for _ in layers),
-            tuple(jnp.zeros(shape, dtype) for _ in layers),
+            tuple(jnp.zeros((rows, K, C, length), dtype) for _ in layers),
+            tuple(jnp.zeros((rows, K, length, C), dtype) for _ in layers),
             jnp.zeros(rows, jnp.int32),
         )
 
@@ -73,9 +73,15 @@ def suffix_bytes(config: TextConfig, rows: int, length: int, itemsize: int) -> i
     return 2 * config.num_hidden_layers * rows * length * cache_heads(config) * config.head_dim * itemsize
 
 
-def _write(cache_BxSxKxC: jax.Array, new_BxTxKxC: jax.Array, slot_BxT: jax.Array) -> jax.Array:
-    """The cache with new entries at their slots; those past its end are dropped."""
-    return cache_BxSxKxC.at[jnp.arange(len(slot_BxT))[:, None], slot_BxT].set(new_BxTxKxC, mode="drop")
+def _write(
+    k_BxKxCxS: jax.Array, v_BxKxSxC: jax.Array, new_k: jax.Array, new_v: jax.Array, slot_BxT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The cache with new entries [B, T, K, C] at their slots; those past its end are dropped."""
+    row = jnp.arange(len(slot_BxT))[:, None]
+    return (
+        k_BxKxCxS.at[row, :, :, slot_BxT].set(new_k, mode="drop"),
+        v_BxKxSxC.at[row, :, slot_BxT].set(new_v, mode="drop"),
+    )
 
 
 class Attention(nnx.Module):
@@ -106,14 +112,15 @@ class Attention(nnx.Module):
         q = constrain(q, "batch", None, "heads")
         k, v = constrain(k, "batch", None, "kv"), constrain(v, "batch", None, "kv")
         if cache is None:
+            k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
             last_BxT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         else:
-            k, v = by_shard(_write)(cache[0], k, slot_BxT), by_shard(_write)(cache[1], v, slot_BxT)
+            k, v = by_shard(_write)(*cache, k, v, slot_BxT)
             last_BxT = slot_BxT
 
         def attend(q_BxTxHxC, last_BxT, *first_BxT):
             """last_BxT, first_BxT: the last and, where they are not all there, the first key that each query sees."""
-            key_S = jnp.arange(k.shape[1])[None, None, :]
+            key_S = jnp.arange(k.shape[-1])[None, None, :]
             seen_BxTxS = key_S <= last_BxT[:, :, None]
             for first in first_BxT:
                 seen_BxTxS &= key_S >= first[:, :, None]
@@ -189,7 +196,7 @@ class Decoder(nnx.Module):
         if cache is not None:
             step_T = jnp.arange(T)[None, :]
             # Padding is sent past the end of the cache, where the scatter drops it.
-            slot_BxT = jnp.where(step_T < count_B[:, None], cache.length[:, None] + step_T, cache.keys[0].shape[1])
+            slot_BxT = jnp.where(step_T < count_B[:, None], cache.length[:, None] + step_T, cache.keys[0].shape[-1])
         keys, values = [], []
         x_BxTxD = constrain(x_BxTxD, "batch")
         for i, layer in enumerate(self.layers):

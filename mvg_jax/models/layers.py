@@ -62,28 +62,28 @@ def apply_rope(x_BxTxHxC: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Arra
 
 
 def partial_attention(
-    q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array, mask_BxTxS: jax.Array
+    q_BxTxHxC: jax.Array, k_BxKxCxS: jax.Array, v_BxKxSxC: jax.Array, mask_BxTxS: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Attention over one part of the keys, not yet normalised: (weighted sum [B,T,H,C], sum [B,T,H,1], max [B,T,H,1]).
 
-    All float32. Parts over disjoint keys are joined by `merge_attention`.
+    All float32. Parts over disjoint keys are joined by `merge_attention`. Keys and values come as both products want them, so that
+    nothing of a cache is transposed for a token: on CPU that is most of the cost.
     """
     B, T, H, C = q_BxTxHxC.shape
-    K = k_BxSxKxC.shape[2]
-    q = q_BxTxHxC.reshape(B, T, K, H // K, C)
-    scores = jnp.einsum("btkrc,bskc->bkrts", q, k_BxSxKxC, preferred_element_type=jnp.float32) * C**-0.5
-    scores = jnp.where(mask_BxTxS[:, None, None], scores, MASKED)
+    K, S = k_BxKxCxS.shape[1], k_BxKxCxS.shape[3]
+    # The queries of a head that shares keys, side by side: one plain product each, in this order of operands.
+    q_BxKxQxC = q_BxTxHxC.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, C)
+    scores = jnp.matmul(q_BxKxQxC, k_BxKxCxS, preferred_element_type=jnp.float32) * C**-0.5
+    scores = jnp.where(mask_BxTxS[:, None, None], scores.reshape(B, K, -1, T, S), MASKED).reshape(B, K, -1, S)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bkrts,bskc->btkrc", weights.astype(v_BxSxKxC.dtype), v_BxSxKxC, preferred_element_type=jnp.float32
-    )
+    out = jnp.matmul(weights.astype(v_BxKxSxC.dtype), v_BxKxSxC, preferred_element_type=jnp.float32)
 
-    def rows_first(x_BxKxRxTx1):
-        return x_BxKxRxTx1.transpose(0, 3, 1, 2, 4).reshape(B, T, H, 1)
+    def rows_first(x_BxKxQx):
+        return x_BxKxQx.reshape(B, K, H // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
-    return out.reshape(B, T, H, C), rows_first(total), rows_first(top)
+    return rows_first(out), rows_first(total), rows_first(top)
 
 
 def by_positions(f: Callable, size: int, *rows_BxTx: jax.Array) -> Any:
@@ -114,8 +114,8 @@ def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.
 
 def prefix_attention(
     q_BxTxHxC: jax.Array,
-    k_PxLxKxC: jax.Array,
-    v_PxLxKxC: jax.Array,
+    k_PxKxCxL: jax.Array,
+    v_PxKxLxC: jax.Array,
     length_P: jax.Array,
     seat_B: jax.Array | None = None,
     row_PxG: jax.Array | None = None,
@@ -126,12 +126,12 @@ def prefix_attention(
     seat_B the place of each row in it, flattened (P*G: none; such a row attends to nothing).
     """
     T, H, C = q_BxTxHxC.shape[1:]
-    P, L = k_PxLxKxC.shape[:2]
+    P, L = len(k_PxKxCxL), k_PxKxCxL.shape[-1]
     if row_PxG is not None:
         q_BxTxHxC = q_BxTxHxC.at[row_PxG.reshape(-1)].get(mode="fill", fill_value=0)
     queries = len(q_BxTxHxC) // P * T
     mask_PxQxL = jnp.broadcast_to((jnp.arange(L)[None, :] < length_P[:, None])[:, None], (P, queries, L))
-    parts = partial_attention(q_BxTxHxC.reshape(P, queries, H, C), k_PxLxKxC, v_PxLxKxC, mask_PxQxL)
+    parts = partial_attention(q_BxTxHxC.reshape(P, queries, H, C), k_PxKxCxL, v_PxKxLxC, mask_PxQxL)
     parts = [x.reshape(-1, T, H, x.shape[-1]) for x in parts]
     if seat_B is None:
         return tuple(parts)

@@ -82,7 +82,7 @@ def bucket(table: tuple[int, ...], size: int, what: str) -> int:
 
 
 class State(NamedTuple):
-    """Keys and values, a pair a layer: of the pool's prompts [M, L, K, C], of the slots' rows [S, L', K, C]."""
+    """Keys [., K, C, L] and values [., K, L, C], a pair a layer: of the pool's M prompts, of the S slots' rows."""
 
     prompt_keys: tuple[jax.Array, ...]
     prompt_values: tuple[jax.Array, ...]
@@ -219,7 +219,7 @@ class Engine:
         return jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES), jax.eval_shape(self.start, params))
 
 
-STATE_AXES = ("batch", None, "kv")  # of a State's arrays
+STATE_AXES = ("batch", "kv")  # of a State's arrays
 
 
 def state_bytes(config: TextConfig, shapes: Shapes, itemsize: int) -> int:
@@ -369,7 +369,12 @@ def _decode(
     )
     nothing = jax.tree.map(lambda x: constrain(x, "batch"), nothing)
     # Cut out once a call, put back once: every token reads what the loop carries.
-    cut = by_shard(lambda cache, seat: jax.tree.map(lambda x: x[: len(seat), :length], cache))
+    cut = by_shard(
+        lambda cache, seat: (
+            jax.tree.map(lambda k: k[: len(seat), :, :, :length], cache[0]),
+            jax.tree.map(lambda v: v[: len(seat), :, :length], cache[1]),
+        )
+    )
     paste = by_shard(
         lambda cache, part: jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_slice(x, new, (0,) * x.ndim), cache, part

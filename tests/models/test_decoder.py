@@ -88,13 +88,18 @@ def attention_reference(q, k, v, mask):
     return out
 
 
+def cached(k_BxSxKxC, v_BxSxKxC):
+    """As a cache holds them."""
+    return k_BxSxKxC.transpose(0, 2, 3, 1), v_BxSxKxC.transpose(0, 2, 1, 3)
+
+
 def test_shared_prefix_and_suffix_merge_to_plain_attention():
     B, H, K, C = P * G, 4, 2, 8
     q, k, v = 3 * noise(B, T, H, C), 3 * noise(B, T, K, C, seed=1), noise(B, T, K, C, seed=2)
     prefix_k, prefix_v = 3 * noise(P, L, K, C, seed=3), noise(P, L, K, C, seed=4)
     causal = np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T))
-    own = partial_attention(q, k, v, causal)
-    got = merge_attention([own, prefix_attention(q, prefix_k, prefix_v, LENGTH_P)])
+    own = partial_attention(q, *cached(k, v), causal)
+    got = merge_attention([own, prefix_attention(q, *cached(prefix_k, prefix_v), LENGTH_P)])
     seen = np.broadcast_to(np.repeat(np.arange(L)[None] < LENGTH_P[:, None], G, axis=0)[:, None], (B, T, L))
     expected = attention_reference(
         q,
@@ -109,8 +114,8 @@ def test_shared_prefix_and_suffix_merge_to_plain_attention():
 def test_a_part_without_keys_changes_nothing():
     B, H, K, C = P * G, 4, 2, 8
     q, k, v = noise(B, T, H, C), noise(B, T, K, C, seed=1), noise(B, T, K, C, seed=2)
-    own = partial_attention(q, k, v, np.ones((B, T, T), bool))
-    nothing = prefix_attention(q, noise(P, L, K, C), noise(P, L, K, C), np.zeros(P, np.int32))
+    own = partial_attention(q, *cached(k, v), np.ones((B, T, T), bool))
+    nothing = prefix_attention(q, *cached(noise(P, L, K, C), noise(P, L, K, C)), np.zeros(P, np.int32))
     np.testing.assert_array_equal(merge_attention([own, nothing]), merge_attention([own]))
 
 
@@ -182,8 +187,9 @@ def test_padding_on_the_right_is_never_seen(decoder):
     np.testing.assert_array_equal(held.length, 2 + count_B)
     for ours, theirs in zip(jax.tree.leaves(held), jax.tree.leaves(held_other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for array in held.keys + held.values:
-        unwritten = (np.arange(6)[None] >= 2 + count_B[:, None]) | (np.arange(6)[None] < 2)
+    unwritten = (np.arange(6)[None] >= 2 + count_B[:, None]) | (np.arange(6)[None] < 2)
+    by_token = [np.moveaxis(k, 3, 1) for k in held.keys] + [np.moveaxis(v, 2, 1) for v in held.values]
+    for array in by_token:
         assert (np.asarray(array)[unwritten] == 0).all()
         assert (np.abs(np.asarray(array)[~unwritten]).max(axis=(1, 2)) > 0).all()
 

@@ -91,7 +91,7 @@ def test_a_turn_ends_with_its_end_and_nothing_after(begun):
             assert (row[:count] == end).sum() == ended
             assert ended or count == most
         # Of every token drawn but the last, and of the prompt's last, there are keys: as many as were drawn.
-        held = [(np.abs(state.keys[0][b]).sum(axis=(1, 2)) > 0).sum() for b in range(B)]
+        held = [(np.abs(state.keys[0][b]).sum(axis=(0, 1)) > 0).sum() for b in range(B)]
         np.testing.assert_array_equal(held, drawn.count)
 
 
@@ -152,7 +152,7 @@ def test_extend_leaves_other_rows_alone(begun):
     after = jax.device_get(engine.extend(params, jax.device_put(before), told, features))
     for ours, theirs in zip(after.keys, before.keys, strict=True):
         np.testing.assert_array_equal(ours[[0, 1, 3]], theirs[[0, 1, 3]])
-        assert (np.abs(ours[2]).sum(axis=(1, 2)) > 0).sum() == 5
+        assert (np.abs(ours[2]).sum(axis=(0, 1)) > 0).sum() == 5
     for ours, theirs in zip(after.prompt_keys, before.prompt_keys, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
