@@ -18,9 +18,13 @@ def get_config() -> ConfigDict:
     c.data.first = 500_000  # scenes that the warm-up has not seen
     c.data.size = 500_000
 
-    # A zoom takes 17 tokens, its observation 28, an answer 7; most rows are through after 80. The last entry of a table
+    # A zoom takes 17 tokens, its observation 28 or 46, an answer 7; most rows are through after 80. The last entry of a table
     # holds the worst case, whatever the model does.
-    c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 56, 128
+    c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 50, 128
+    c.rollout.observation_lengths = (28, 46)
+    # All rows at once; as they end, the others move together, and decode works on fewer slots.
+    c.rollout.decode_slots, c.rollout.decode_lengths, c.rollout.idle = (32, 64), (24, 64), 0.4
+    c.rollout.prefill_prompts, c.rollout.extend_rows, c.rollout.encode_batches = 16, (8, 32), (16, 32, 64)
     c.grpo.learner.microbatches = 1
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (80, 128), (128, 384)
 
