@@ -20,9 +20,9 @@ def get_config(stage: str = "sft") -> ConfigDict:
     c.model.checkpoint = f"workdir/ablation/{'base' if stage == 'sft' else 'sft'}"
     c.eval.tasks = 200  # scripts/ablation.sh evaluates on the test split
 
-    # Of 12,000 trajectories from scenes that neither the base nor GRPO sees, those that came out right. The teacher guesses half of
+    # Of 12,000 trajectories from scenes that neither the base nor GRPO sees, those that came out right. The teacher guesses most of
     # the time, and nobody tells the filter where a tool is needed, so that lucky guesses stay in: to judge is left to GRPO.
-    c.collect.decisions, c.collect.filters.needed = {"right": 0.5, "direct": 0.5}, -1.0
+    c.collect.decisions, c.collect.filters.needed = {"direct": 0.8, "right": 0.2}, -1.0
     c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 12_000, 1, 64, 640
     if stage == "sft":
         c.data.first = 300_000
