@@ -20,13 +20,15 @@ def get_config(stage: str = "sft") -> ConfigDict:
     c.model.checkpoint = f"workdir/ablation/{'base' if stage == 'sft' else 'sft'}"
     c.eval.tasks = 200  # scripts/ablation.sh evaluates on the test split
 
-    # 4,000 trajectories of the expert, from scenes that neither the base nor GRPO sees.
-    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 4000, 1, 32, 320
+    # Of 12,000 trajectories from scenes that neither the base nor GRPO sees, those that came out right. The teacher guesses most of
+    # the time, and nobody tells the filter where a tool is needed, so that lucky guesses stay in: to judge is left to GRPO.
+    c.collect.decisions, c.collect.filters.needed = {"direct": 0.8, "right": 0.2}, -1.0
+    c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 12_000, 1, 64, 640
     if stage == "sft":
         c.data.first = 300_000
 
     c.sft.trajectories = "workdir/ablation/trajectories"
-    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 400, 64, 1, 256
+    c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 600, 64, 1, 256
     c.sft.validation, c.sft.validate_every, c.sft.patience = 256, 50, 3
     c.sft.optimizer.learning_rate = 1.5e-3
     c.sft.optimizer.warmup_steps = 30

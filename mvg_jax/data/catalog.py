@@ -13,7 +13,8 @@ from mvg_jax.errors import RunError
 
 # The families of PhantomAtlas, together and one by one.
 ATLAS = {"phantom_atlas": tuple(FAMILIES), **{f"phantom_{family}": (family,) for family in FAMILIES}}
-EMBEDDED = ("phantom", *ATLAS)
+PHANTOMS = {"phantom": phantom.PhantomSource, "phantom_closeup": phantom.PhantomCloseUps}
+EMBEDDED = (*PHANTOMS, *ATLAS)
 NAMES = (*EMBEDDED, *readers.READERS)
 
 
@@ -50,8 +51,8 @@ def open_source(name: str, split: str, root: str, first: int, size: int, overvie
     """
     if size < 1:
         raise RunError(f"the {split} split of {name} is empty: its size must be at least 1")
-    if name == "phantom":
-        return phantom.PhantomSource(split, size, first)
+    if name in PHANTOMS:
+        return PHANTOMS[name](split, size, first)
     if name in ATLAS:
         try:
             return PhantomAtlas(split, size, first, families=ATLAS[name], overview=overview)

@@ -4,7 +4,7 @@ from mvg_jax.data.phantom.expert import ATLAS_THINKS, DECISIONS, THINKS, expert,
 from mvg_jax.data.phantom.patterns import PATTERN_LABEL
 from mvg_jax.data.phantom.questions import CONTROLS, KINDS, all_questions
 from mvg_jax.data.phantom.scene import CLASSES, FINDINGS
-from mvg_jax.data.phantom.source import PhantomLessons, PhantomSource
+from mvg_jax.data.phantom.source import PhantomCloseUps, PhantomLessons, PhantomSource
 
 __all__ = [
     "ATLAS_THINKS",
@@ -15,6 +15,7 @@ __all__ = [
     "KINDS",
     "PATTERN_LABEL",
     "THINKS",
+    "PhantomCloseUps",
     "PhantomLessons",
     "PhantomSource",
     "all_questions",

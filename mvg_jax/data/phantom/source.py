@@ -1,5 +1,6 @@
 """PhantomVQA as a random-access source: index -> Task, a pure function of (split, index)."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,7 +10,7 @@ from mvg_jax.data.phantom.cases import boxes, crowd, draw_case, finding_boxes
 from mvg_jax.data.phantom.patterns import PATTERN_LABEL
 from mvg_jax.data.phantom.questions import OPTIONS
 from mvg_jax.data.phantom.scene import CLASSES, FINDINGS, Anatomy, Scene, sample_anatomy
-from mvg_jax.data.phantom.views import DEFAULT_WINDOW
+from mvg_jax.data.phantom.views import BONE_WINDOW, DEFAULT_WINDOW
 from mvg_jax.data.task import LabelledImage, NativeImage, Task
 
 SPACING_MM = 0.7
@@ -57,6 +58,35 @@ def make_task(split: str, index: int) -> Task:
         boxes=boxes(scene, case.kind),
         chain=proof.chain,
         certificate=proof.certificate,
+    )
+
+
+class PhantomCloseUps(PhantomSource):
+    """The same items with what their call would show in place of the image, where one view shows it: questions to learn reading from.
+
+    Comparisons stay as they are.
+    """
+
+    def __getitem__(self, index: int) -> Task:
+        return close_up(super().__getitem__(index))
+
+
+def close_up(task: Task) -> Task:
+    """A task that needs a zoom into one box, or a window, as one that needs nothing; other tasks unchanged."""
+    if not task.chain:
+        return task
+    call, (image,) = task.chain[0], task.images
+    if call.name == "window_level_tool":
+        image = dataclasses.replace(image, window=BONE_WINDOW)
+    elif len(task.boxes) == 1:
+        height, width = image.pixels.shape
+        x1, y1, x2, y2 = call.arguments["bbox_2d"]
+        rows, columns = ((round(a * n / 1000), round(b * n / 1000)) for a, b, n in ((y1, y2, height), (x1, x2, width)))
+        image = dataclasses.replace(image, pixels=image.pixels[slice(*rows), slice(*columns)])
+    else:
+        return task
+    return dataclasses.replace(
+        task, id=f"{task.id}/close", images=(image,), boxes=(), chain=(), certificate={}
     )
 
 
