@@ -85,9 +85,7 @@ def close_up(task: Task) -> Task:
         image = dataclasses.replace(image, pixels=image.pixels[slice(*rows), slice(*columns)])
     else:
         return task
-    return dataclasses.replace(
-        task, id=f"{task.id}/close", images=(image,), boxes=(), chain=(), certificate={}
-    )
+    return dataclasses.replace(task, id=f"{task.id}/close", images=(image,), boxes=(), chain=(), certificate={})
 
 
 class PhantomLessons:

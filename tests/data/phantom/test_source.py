@@ -10,6 +10,7 @@ from mvg_jax.data.phantom import (
     CONTROLS,
     FINDINGS,
     KINDS,
+    PhantomCloseUps,
     PhantomLessons,
     PhantomSource,
     all_questions,
@@ -264,3 +265,24 @@ def test_the_tools_see_what_the_certificate_says(tasks):
     hu = hounsfield(task)
     for got, want in zip(views, [overview(hu), *chain_views(task, hu)], strict=True):
         assert np.abs(got[..., 0] - want).max() < 0.51
+
+
+def test_a_close_up_shows_what_the_call_would(tasks):
+    """The tools, given the task's call, render what the close-up's overview is; comparisons and controls stay as they are."""
+    close = PhantomCloseUps("val", SAMPLE)
+    seen = collections.Counter()
+    for i, task in itertools.islice(enumerate(tasks), 0, SAMPLE, 3):
+        made = close[i]
+        if not task.chain or len(task.boxes) > 1:
+            assert made.id == task.id
+            continue
+        seen[task.kind] += 1
+        assert (made.needs_tool, made.answer, made.question) == (False, task.answer, task.question)
+        image = made.images[0]
+        hu = image.pixels.astype(np.float64) * image.slope + image.intercept
+        height, width = hu.shape
+        view = grey(weights(height, 0, height, VIEW) @ hu @ weights(width, 0, width, VIEW).T, image.window)
+        (expected,) = chain_views(task, hounsfield(task))
+        inside = slice(2, -2)  # a crop ends with whole pixels, and nothing is read beyond
+        assert np.abs(view - expected)[inside, inside].mean() < (1e-6 if task.kind == "window" else 5.0)
+    assert set(seen) >= {"attribute", "count", "window"}
