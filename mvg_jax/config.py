@@ -143,10 +143,14 @@ class Rollout:
     def __post_init__(self):
         if not 0 < self.idle <= 1 or min(self.slots, self.pool, self.overlap) < 0:
             raise RunError("config.rollout: 0 < idle <= 1, slots, pool and overlap at least 0")
-        if min(self.prefill_prompts, self.decode_tokens, *self.extend_rows, *self.encode_batches) < 1:
-            raise RunError(
-                "config.rollout: prefill_prompts, decode_tokens, and all of extend_rows and encode_batches are at least 1"
-            )
+        if min(self.prefill_prompts, self.decode_tokens, self.turn_tokens) < 1:
+            raise RunError("config.rollout: prefill_prompts, decode_tokens and turn_tokens are at least 1")
+        for name in ("extend_rows", "encode_batches", "observation_lengths", "decode_slots", "decode_lengths"):
+            table = getattr(self, name)
+            if (not table and not name.startswith("decode")) or min(table, default=1) < 1:
+                raise RunError(f"config.rollout.{name} {table}: a table of sizes, each at least 1")
+        if self.suffix_length < self.turn_tokens:
+            raise RunError(f"config.rollout.suffix_length {self.suffix_length}: a turn alone takes {self.turn_tokens}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -190,7 +190,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         views=config.env.max_images - 1,
         prefill_prompts=prefill_prompts,
         extend_rows=extend_rows,
-        observation_lengths=r.observation_lengths,
+        observation_lengths=tuple(sorted(set(r.observation_lengths))),
         encode_batches=encode_batches,
         decode_slots=tuple(sorted({whole(n, slots) for n in (*r.decode_slots, slots)})),
         decode_lengths=tuple(sorted({min(n, r.suffix_length) for n in (*r.decode_lengths, r.suffix_length)})),

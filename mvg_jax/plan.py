@@ -139,6 +139,8 @@ def make_parts(config: Config, model: VLMConfig) -> Parts:
         observation_lengths=r.observation_lengths[-1:],
         encode_batches=r.encode_batches[-1:],
         extend_rows=r.extend_rows[-1:],
+        decode_slots=r.decode_slots[-1:],
+        decode_lengths=r.decode_lengths[-2:],  # the largest works in place, the next holds what it cuts out
     )
     s = dataclasses.replace(s, suffix_lengths=s.suffix_lengths[-1:], view_batches=s.view_batches[-1:])
     compute = jnp.dtype(config.model.compute_dtype)
@@ -203,7 +205,8 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
                 p.state, p.shapes, p.engine.shapes, model.view_size, config.grpo.kl > 0
             ),
         }
-        lowered += [(name, point, one) for name in which for _, one in programs[name]()]
+        # The empty cache that `start` makes is held already.
+        lowered += [(name, point, one) for name in which for made, one in programs[name]() if made != "start"]
     need: dict[tuple, int] = {}
     for name, point, one in tqdm.tqdm(lowered, desc="compile", unit="program", disable=not sys.stderr.isatty()):
         found = one.compile().memory_analysis()

@@ -53,6 +53,8 @@ def real_model(checkpoint: str, shape: str, tokens_per_view: int, options: Optio
     c.rollout.turn_tokens = 512
     c.rollout.observation_lengths = (64, OBSERVATION_TEXT + view, OBSERVATION_TEXT + 2 * view)
     c.rollout.suffix_length = 4 * 512 + 3 * (OBSERVATION_TEXT + 2 * view)
+    suffix = c.rollout.suffix_length
+    c.rollout.decode_lengths, c.rollout.decode_slots = (suffix // 4, suffix // 2), (rows // 4,)
     c.rollout.prefill_prompts, c.rollout.decode_tokens = micro * shards, 64
     c.rollout.extend_rows = (4 * shards, 16 * shards)
     c.rollout.encode_batches = (4 * shards, 8 * shards, 32 * shards)

@@ -65,6 +65,7 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
         seconds.setdefault(name, []).append(time.perf_counter() - start)
 
     shapes, vocabulary, seconds = world.shapes, protocol.vocabulary, {}
+    every, first = np.arange(rows), np.zeros(rows, np.int32)
     nobody = plan_step(offered_B, episodes, [parse_turn("") for _ in turns])
     for _ in range(calls + 1):
         room = (rows, shapes.suffix_length, shapes.views)
@@ -84,10 +85,10 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
         with timed("finish"):
             _, step = finish_step(protocol, plan, result, width, room_B)
         with timed("ledger"):
-            ledger.append(tokens_BxT, count_B, MODEL, 0, logprobs_BxT)
-            ledger.append(step.observation_ids, step.length_B, ENVIRONMENT, 0)
+            ledger.append(every, tokens_BxT, count_B, MODEL, first, logprobs_BxT)
+            ledger.append(every, step.observation_ids, step.length_B, ENVIRONMENT, first)
         with timed("ledger, views"):
-            ledger.append_views(to_host(step.views), step.count_B)
+            ledger.append_views(every, to_host(step.views), step.count_B)
         with timed("first views"):
             jax.block_until_ready(world.prepare(tasks, tools_on=True).views)
     figures = {name: float(np.median(values[1:])) for name, values in seconds.items()}

@@ -1,4 +1,4 @@
-"""Measures rollouts: of fixed work, or of a config's own tasks at their natural lengths; beside their floors and beside others.
+"""Measures rollouts: of fixed work, or of PhantomVQA's tasks at their natural lengths; beside their floors and beside others.
 
     python scripts/bench_rollout.py --config=configs/tiny.py [--json=FILE] [--runs=5] [--against=transformers,reprefill]
         [--rows=32 --group=4 --turns=3 --images=1 --prompt_tokens=320 --observation_tokens=80 --turn_tokens=32 --view_side=N]
@@ -268,7 +268,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "Write the figures to this file too.")
     flags.DEFINE_integer("runs", 5, "Timed rounds; medians are reported.", lower_bound=1)
     flags.DEFINE_list("against", [], f"What else to run in the same rounds: {', '.join(AGAINST)}.")
-    flags.DEFINE_bool("natural", False, "The config's own tasks at natural lengths instead of fixed work.")
+    flags.DEFINE_bool("natural", False, "PhantomVQA's val tasks at natural lengths instead of fixed work.")
     flags.DEFINE_integer("view_side", None, "Fixed work: pixels a side of an InternVL's views, smaller than its own.")
     for field in dataclasses.fields(Work):
         flags.DEFINE_integer(field.name, None, f"Fixed work; {field.default} if not given.")

@@ -1,4 +1,4 @@
-"""What the rollout benchmark plays: a config's own tasks, or work of exactly given lengths.
+"""What the rollout benchmark plays: PhantomVQA's val tasks, or work of exactly given lengths.
 
 Fixed work goes through the real loop, tools and ledger. Three things make its lengths exact: a protocol whose marks are filled up
 with padding tokens, and that reads every turn, whatever the model said, as the same zoom; no end of turn, so that each turn takes all
@@ -119,7 +119,7 @@ class Scripted(Protocol):
 
 
 def natural(config: Config, rows: int | None = None, group: int | None = None) -> Setting:
-    """The config's own tasks, rows of its batch or so many."""
+    """PhantomVQA's val tasks on the config's model and shapes, rows of its batch or so many."""
     r = config.rollout
     group = group or r.group
     prompts = (rows or r.prompts * r.group) // group

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mvg_jax.config import Config, Learner, Mixture, Optimizer, from_dict, to_json
+from mvg_jax.config import Config, Learner, Mixture, Optimizer, Rollout, from_dict, to_json
 from mvg_jax.errors import RunError
 
 
@@ -87,3 +87,18 @@ def test_a_curriculum_is_a_tuple_of_mixtures():
         from_dict(given({"first": 10, "set": ("phantom",)}))
     with pytest.raises(RunError, match="name at least one data set"):
         from_dict(given({"first": 10, "sets": ()}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suffix_length": 20, "turn_tokens": 28}, "suffix_length 20: a turn alone takes 28"),
+        ({"extend_rows": ()}, "extend_rows"),
+        ({"encode_batches": (0, 4)}, "encode_batches"),
+        ({"decode_slots": (0,)}, "decode_slots"),
+        ({"idle": 0.0}, "idle"),
+    ],
+)
+def test_rollout_tables_that_cannot_work_are_refused(change, message):
+    with pytest.raises(RunError, match=rf"config\.rollout.*{message}"):
+        Rollout(**change)

@@ -22,6 +22,7 @@ from mvg_jax.frames import Frame
 from mvg_jax.rollout.engine import Engine
 from mvg_jax.rollout.policies import SampledPolicy
 from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, Turns, World, rollout
+from mvg_jax.rollout.slots import NONE
 
 
 class Sampler(typing.Protocol):
@@ -164,12 +165,13 @@ class _Listening:
 
     def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
         for b, text in zip(row_n.tolist(), step.texts, strict=True):
-            self._texts[b].append(text)
+            if b != NONE:
+                self._texts[b].append(text)
         self._policy.observe(row_n, step, running_n, phases)
 
-    def lines(self, b: int) -> list[str]:
+    def lines(self, b: int) -> tuple[str, ...]:
         """Of row b, turn by turn."""
-        return self._texts[b]
+        return tuple(self._texts[b])
 
 
 def _candidate(

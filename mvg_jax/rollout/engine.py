@@ -26,7 +26,7 @@ from flax import nnx
 from mvg_jax.mesh import abstract, by_shard, constrain, shard_count
 from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.config import TextConfig
-from mvg_jax.models.decoder import Prefix, Suffix, cache_heads
+from mvg_jax.models.decoder import Prefix, Suffix, suffix_bytes
 from mvg_jax.rollout.sampling import Sampling, draw
 
 
@@ -224,8 +224,8 @@ STATE_AXES = ("batch", "kv")  # of a State's arrays
 
 def state_bytes(config: TextConfig, shapes: Shapes, itemsize: int) -> int:
     """Bytes of a State: keys and values of all layers, of every prompt in the pool and every slot."""
-    tokens = shapes.pool * shapes.prompt_length + shapes.slots * shapes.suffix_length
-    return 2 * config.num_hidden_layers * tokens * cache_heads(config) * config.head_dim * itemsize
+    prompts = suffix_bytes(config, shapes.pool, shapes.prompt_length, itemsize)
+    return prompts + suffix_bytes(config, shapes.slots, shapes.suffix_length, itemsize)
 
 
 def _laid_out(state: State) -> State:

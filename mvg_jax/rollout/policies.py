@@ -198,8 +198,8 @@ class SampledPolicy:
                 self._over[row // self._rows_a_shard].append(row)
         steps, drawn_tokens = int(drawn.count.max(initial=0)), int(drawn.count.sum())
         phases.counts.update(decode_calls=1, decode_steps=steps, positions=steps * len(row_S))
-        when = "queued" if queued else "drain"
-        phases.counts.update({f"slot_steps/{when}": steps * len(row_S), f"tokens/{when}": drawn_tokens})
+        when, slots = "queued" if queued else "drain", self._engine.shapes.slots // jax.process_count()
+        phases.counts.update({f"slot_steps/{when}": steps * slots, f"tokens/{when}": drawn_tokens})
 
     def _hand_over(self) -> Turns:
         """The turns that are over, in the smaller of two batches where they fit."""
@@ -262,8 +262,8 @@ class SampledPolicy:
     def _fitting(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same in pieces that a bucket holds; one with views stays whole."""
         most = max(self._engine.shapes.observation_lengths)
-        cut = lambda piece: range(0, len(piece.tokens), len(piece.tokens) if piece.views else most)
-        return [Piece(p.tokens[i : i + most], p.views) for p in pieces for i in cut(p)]
+        cut = lambda p: [p] if p.views else [Piece(p.tokens[i : i + most], 0) for i in range(0, len(p.tokens), most)]
+        return [part for piece in pieces for part in cut(piece)]
 
     def _prefill(self, entered: Sequence[Sequence[tuple[int, int]]], phases: Phases) -> None:
         """entered: of each shard, prompts and their places in the pool."""

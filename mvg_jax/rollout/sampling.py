@@ -115,6 +115,7 @@ def _draw(policy_BxV: jax.Array, uniform_B: jax.Array, greedy_B: jax.Array) -> t
 
     likeliest_Bx1 = _first(policy_BxV == largest_Bx1)
     token_Bx1 = jnp.where(greedy_B[:, None], likeliest_Bx1, block_Bx1 * _BLOCK + place_Bx1)
+    token_Bx1 = jnp.minimum(token_Bx1, V - 1)  # of a row that is not a number, no block is the first
     chosen_Bx1 = jnp.take_along_axis(policy_BxV, token_Bx1, axis=1)
     logprob_Bx1 = chosen_Bx1 - largest_Bx1 - jnp.log(weight_BxN.sum(axis=1, keepdims=True))
     return token_Bx1[:, 0], logprob_Bx1[:, 0]

@@ -1,11 +1,11 @@
 """The turn loop: whoever speaks for the model, the environment answers, and the ledger keeps both.
 
 prompts ──► policy.begin
-┌────────► policy.turn        sampled by the engine, or read from a script
+┌────────► policy.turns       those that are over: sampled by the engine, or read from a script
 │          parse, judge       host
-│          apply_tools        device, all rows at once
+│          apply_packed       device, all of these turns' tools at once
 │          ledger.append      model turn, observation, views
-└───────── policy.observe     views encoded, observation appended to the KV cache
+└───────── policy.observe     what their rows read before they speak again
 """
 
 import collections

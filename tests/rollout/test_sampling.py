@@ -294,3 +294,12 @@ def test_noise_differs_in_every_part_of_its_name(part):
 def test_parts_of_a_name_do_not_stand_in_for_each_other():
     noise = [uniforms(np.array([[*part[:4]]], np.uint32), np.array(part[4:]))[0] for part in 9 * np.eye(5, dtype=int)]
     assert len(set(noise)) == 5
+
+
+def test_a_row_of_nan_draws_an_id_of_the_vocabulary_and_shows():
+    logits = jnp.full((1, 256), jnp.nan)
+    token, logprob = draw(
+        logits, np.zeros((1, 4), np.uint32), np.zeros(1, np.int32), Sampling.of(np.ones(1)), np.zeros(256, bool)
+    )
+    assert 0 <= int(token[0]) < 256
+    assert np.isnan(logprob[0])
