@@ -298,8 +298,6 @@ def test_parts_of_a_name_do_not_stand_in_for_each_other():
 
 def test_a_row_of_nan_draws_an_id_of_the_vocabulary_and_shows():
     logits = jnp.full((1, 256), jnp.nan)
-    token, logprob = draw(
-        logits, np.zeros((1, 4), np.uint32), np.zeros(1, np.int32), Sampling.of(np.ones(1)), np.zeros(256, bool)
-    )
+    token, logprob = draw(logits, names(1), np.zeros(1, np.int32), np.ones(1), np.zeros(256, bool))
     assert 0 <= int(token[0]) < 256
     assert np.isnan(logprob[0])
