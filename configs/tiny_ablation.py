@@ -26,6 +26,7 @@ def get_config(stage: str = "sft") -> ConfigDict:
     c.collect.tasks, c.collect.samples, c.collect.prompts, c.collect.shard = 12_000, 1, 64, 640
     if stage == "sft":
         c.data.first = 300_000
+        c.data.shuffle = True  # the one thing that a seed changes in SFT
 
     c.sft.trajectories = "workdir/ablation/trajectories"
     c.sft.steps, c.sft.prompts, c.sft.group, c.sft.pack_length = 600, 64, 1, 256
