@@ -129,7 +129,7 @@ def test_a_finished_run_comes_to_the_same_once_more(finished):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("--config.sft.validation=12",), ("12 trajectories", "config.sft.validation 12", "0 to imitate")),
+        (("--config.sft.validation=12",), ("trajectories", "config.sft.validation 12", "leaves 0 to imitate")),
         (("--config.sft.optimizer.learning_rate=1e38",), ("held-out loss was no number",)),
         (("--config.sft.validation=1",), ("at least one batch of config.sft.prompts 2",)),
     ],
