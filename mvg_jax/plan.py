@@ -95,7 +95,7 @@ class Parts(NamedTuple):
     engine: Engine
     learner: Learner
     state: TrainState
-    sampling: nnx.State
+    sampling: list[jax.ShapeDtypeStruct]
     shapes: LearnerShapes
 
 
@@ -145,7 +145,7 @@ def make_parts(config: Config, model: VLMConfig) -> Parts:
     s = dataclasses.replace(s, suffix_lengths=s.suffix_lengths[-1:], view_batches=s.view_batches[-1:])
     compute = jnp.dtype(config.model.compute_dtype)
     sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute), made)
-    sampling = _laid_out(sampling, sampling_shardings(sampling, model.text))
+    sampling = jax.tree.leaves(_laid_out(sampling, sampling_shardings(sampling, model.text)))
     return Parts(Engine(graph, r, 0, banned_V, compute), learner, state, sampling, s)
 
 

@@ -23,7 +23,8 @@ from mvg_jax.env.protocol import parse_turn
 from mvg_jax.experiment import enter_mesh, outline
 from mvg_jax.mesh import put_rows, to_host
 from mvg_jax.metrics import write_atomically
-from mvg_jax.tools import apply_packed, pack_calls, unpack_result
+from mvg_jax.packed import pack
+from mvg_jax.tools import ToolResult, apply_packed
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 
 SIZES = (4, 8, 16, 32, 128)
@@ -45,7 +46,7 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
     for b, ids in enumerate(spoken):
         tokens_BxT[b, : len(ids)] = ids
     prepared = world.prepare(tasks, tools_on=True)
-    source_row_B = put_rows(np.arange(rows, dtype=np.int32) * prompts // rows)
+    source_row_B = np.arange(rows, dtype=np.int32) * prompts // rows
     offered_B = [protocol.registry] * rows
     episodes = reset([tasks[b * prompts // rows] for b in range(rows)], world.limits)
     width = max(world.shapes.observation_lengths)
@@ -54,9 +55,9 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
     first_views = np.asarray(prepared.views)
 
     def act(plan):
-        calls = put_rows(pack_calls(plan.frames, plan.args))
-        views, facts = apply_packed(protocol.registry, prepared.sources, source_row_B, calls, world.view)
-        return unpack_result(views, to_host(facts))
+        calls = put_rows(pack((source_row_B, plan.frames, plan.args)))
+        views, facts = apply_packed(protocol.registry, prepared.sources, calls, world.view)
+        return ToolResult(views, *to_host(facts).unpack())
 
     @contextlib.contextmanager
     def timed(name: str):

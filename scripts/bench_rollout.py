@@ -13,7 +13,8 @@ Natural: the model says what is a call and when a turn ends. All work is include
 every figure is a median of runs, every ratio the median of the ratios of a round: how many times as fast ours is.
 
 seconds: of a rollout. seconds/PHASE: of rollouts in which every phase waits for its own device work, so that they add up, overlap
-nothing, and may take longer together. host_share: prompts, tools and host of those. floor/, floor_share/: see rollout_floors.
+nothing, and may take longer together. host_share: of those, all that is not encode, prefill, extend or decode. floor/, floor_share/:
+see rollout_floors.
 goodput: real token positions (no padding, nothing after a stop, a shared prefix once) / positions computed.
 """
 
@@ -146,10 +147,10 @@ def of_phases(setting: Setting, work: Load, rates: Rates, played: Sequence[Playe
     experiment, figures = setting.experiment, {}
     for name in dict.fromkeys(name for one in played for name in one.phases.seconds):
         figures[f"seconds/{name}"] = statistics.median(one.phases.seconds.get(name, 0.0) for one in played)
-    off_model = lambda one: sum(one.phases.seconds.get(name, 0.0) for name in ("prompts", "host", "tools"))
-    figures["host_share"] = statistics.median(off_model(one) / one.seconds for one in played)
-    vision = sum(x.nbytes for path, x in jax.tree.leaves_with_path(setting.params) if is_vision(path))
+    on_model = lambda one: sum(one.phases.seconds.get(name, 0.0) for name in PHASES)
+    figures["host_share"] = statistics.median(1 - on_model(one) / one.seconds for one in played)
     itemsize = jnp.dtype(experiment.config.model.compute_dtype).itemsize
+    vision = sum(itemsize * x.size for path, x in jax.tree.leaves_with_path(setting.stored) if is_vision(path))
     for name, cost in costs(experiment.model, work, itemsize, vision).items():
         figures[f"floor/{name}"] = cost.seconds(rates)
         if f"seconds/{name}" in figures:  # one turn has no extend

@@ -76,7 +76,7 @@ class Reprefill:
             sample_B=self._sample_B[row_n],
             temperature_B=self._temperature_B[row_n],
         )
-        policy.open(self._world, self._history(row_n, longest), {i: () for i in range(len(rows_n))})
+        policy.open(self._world, self._history(row_n, longest), phases, {i: () for i in range(len(rows_n))})
         tokens, count = np.zeros((B, T), np.int32), np.zeros(B, np.int32)
         logprobs, ended = np.zeros((B, T), np.float32), np.zeros(B, bool)
         while (turns := policy.turns(phases)) is not None:

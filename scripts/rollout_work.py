@@ -64,7 +64,7 @@ class Setting(NamedTuple):
     experiment: Experiment
     world: World
     engine: Engine
-    params: nnx.State
+    params: list[jax.Array]
     stored: nnx.State
     tasks: tuple[Task, ...]
     endless: bool

@@ -57,7 +57,8 @@ class GRPOStage:
         self, params: nnx.State, number: int, tasks: Sequence[Task], temperature_B: np.ndarray, phases: Phases
     ) -> tuple[Trajectories, Episodes]:
         """A rollout; the sampler's weights and cache are gone when it is over, before the update wants the memory."""
-        prompts = self.world.prepare(tasks, tools_on=True)
+        with phases("prompts"):
+            prompts = self.world.prepare(tasks, tools_on=True)
         with phases("wait"):  # for the update before, which is none of the rollout's time
             jax.block_until_ready(params)
         with phases("reshard"):

@@ -27,6 +27,7 @@ from mvg_jax.mesh import abstract, by_shard, constrain, shard_count
 from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.decoder import Prefix, Suffix, suffix_bytes
+from mvg_jax.packed import Packed, abstract_packed
 from mvg_jax.rollout.sampling import Sampling, draw
 
 
@@ -137,7 +138,8 @@ class Drawn(NamedTuple):
 
 
 class Engine:
-    """The compiled programs of one model and one table of shapes. Weights are an argument: the engine holds none.
+    """The compiled programs of one model and one table of shapes. Weights are an argument (a list of arrays, which takes a call less
+    time to go through than an nnx.State): the engine holds none. Openings, what is told and who goes on come packed.
 
     dtype: that `weights` casts to; None: none.
     """
@@ -165,12 +167,12 @@ class Engine:
             static_argnames="length",
         )
 
-    def weights(self, params: nnx.State) -> nnx.State:
+    def weights(self, params: nnx.State) -> list[jax.Array]:
         """The learner's weights as the programs want them; see `models.axes.to_sampling`."""
-        return to_sampling(params, nnx.merge(self._graph, params).config.text, self._dtype)
+        return jax.tree.leaves(to_sampling(params, nnx.merge(self._graph, params).config.text, self._dtype))
 
     def lower(
-        self, params: nnx.State, view_size: tuple[int, int], max_views: int
+        self, params: list[jax.Array], view_size: tuple[int, int], max_views: int
     ) -> list[tuple[str, jax.stages.Lowered]]:
         """Every program for every bucket, by name, on abstract shapes, ready for `compiles.compile_all`.
 
@@ -189,7 +191,7 @@ class Engine:
 
         def decode(n: int, length: int) -> jax.stages.Lowered:
             sampling = Sampling(of((n,), jnp.float32), int_of(n), of((n,), jnp.float32))
-            going = Going(*(int_of(n) for _ in range(5)), of((n, 4), jnp.uint32), sampling)
+            going = abstract_packed(Going(*(int_of(n) for _ in range(5)), of((n, 4), jnp.uint32), sampling))
             return self.decode.lower(params, state, going, int_of(s.pool), scalar, scalar, V, length=length)
 
         seen = lambda n, R: self.see.lower(
@@ -206,15 +208,15 @@ class Engine:
                 told = Told(
                     *(int_of(n) for _ in range(3)), int_of(n, X), *(int_of(n) for _ in range(3)), int_of(n, max_views)
                 )
-                programs.append((f"extend {n}x{X}", self.extend.lower(params, state, told, features)))
-        opening = Opening(int_of(p), int_of(p, s.prompt_length), int_of(p), int_of(p, N))
+                programs.append((f"extend {n}x{X}", self.extend.lower(params, state, abstract_packed(told), features)))
+        opening = abstract_packed(Opening(int_of(p), int_of(p, s.prompt_length), int_of(p), int_of(p, N)))
         programs.append((f"prefill {p}x{s.prompt_length}", self.prefill.lower(params, state, opening, features)))
         first = bucket(s.encode_batches, p * N, "rollout.encode_batches")
         for kind, sizes in (("prompts", (first,)), ("views", s.encode_batches)):
             programs += [(f"encode {n} {kind}", self.encode.lower(params, views[kind], int_of(n))) for n in sizes]
         return programs
 
-    def abstract_state(self, params: nnx.State) -> State:
+    def abstract_state(self, params: list[jax.Array]) -> State:
         """Shapes and shardings of what stays on the device between turns."""
         return jax.tree.map(lambda x: abstract(x.shape, x.dtype, *STATE_AXES), jax.eval_shape(self.start, params))
 
@@ -274,18 +276,18 @@ def _take(of, index):
     return jax.tree.map(lambda x: x.at[index].get(mode="clip"), of)
 
 
-def _prefill(graph, params, state: State, opening: Opening, features_FxExW) -> State:
+def _prefill(graph, params, state: State, opening: Packed, features_FxExW) -> State:
     """Runs prompts once, for all rows of their groups."""
-    model = nnx.merge(graph, params)
+    model, opening = nnx.merge(graph, params), opening.unpack()
     features = by_shard(_pick)(features_FxExW, opening.seen)
     _, prompt = model.prefill(opening.tokens_PxL, opening.count, features)
     pool = by_shard(_put)(state[:2], (prompt.keys, prompt.values), opening.entry)
     return _laid_out(State(*pool, *state[2:]))
 
 
-def _extend(graph, params, state: State, told: Told, features_FxExW) -> State:
+def _extend(graph, params, state: State, told: Packed, features_FxExW) -> State:
     """Appends what rows are told to their keys and values."""
-    model = nnx.merge(graph, params)
+    model, told = nnx.merge(graph, params), told.unpack()
     positions, _ = model.positions(told.tokens_nxX, told.count, told.position)
     x_nxXxW = model.embed(told.tokens_nxX, by_shard(_pick)(features_FxExW, told.seen))
     prefix = Prefix(*by_shard(_take)(state[:2], told.entry), told.prompt_count)
@@ -307,7 +309,7 @@ def _decode(
     end_of_turn,
     params,
     state: State,
-    going: Going,
+    going: Packed,
     prompt_count_M,
     limit,
     least,
@@ -320,7 +322,7 @@ def _decode(
     better to do than to wait for the last. `going` may name the first slots only, and `length` be less than a row may hold: the
     others, and what lies beyond, are left alone.
     """
-    model = nnx.merge(graph, params)
+    model, going = nnx.merge(graph, params), going.unpack()
     S = len(going.left)
 
     def rows_of(seat_S, prompt_count_M):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import StepResult
 from mvg_jax.env.protocol import Protocol
 from mvg_jax.mesh import agree, gather, local_shards, put_rows, shard_count
+from mvg_jax.packed import pack
 from mvg_jax.rollout.engine import Engine, Going, Opening, Told, bucket
 from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
@@ -40,7 +40,7 @@ class SampledPolicy:
     def __init__(
         self,
         engine: Engine,
-        params: nnx.State,
+        params: list[jax.Array],
         *,
         seed: int,
         step: int,
@@ -54,10 +54,15 @@ class SampledPolicy:
         self._sampling_B = Sampling.of(temperature_B, top_k, top_p)
 
     def begin(self, world: World, prompts: Prompts, phases: Phases) -> None:
-        self.open(world, prompts, {b: () for b in range(len(prompts.tasks) * self._engine.shapes.group)})
+        self.open(world, prompts, phases, {b: () for b in range(len(prompts.tasks) * self._engine.shapes.group)})
 
     def open(
-        self, world: World, prompts: Prompts, told: Mapping[int, Sequence[Piece]], views: np.ndarray | None = None
+        self,
+        world: World,
+        prompts: Prompts,
+        phases: Phases,
+        told: Mapping[int, Sequence[Piece]],
+        views: np.ndarray | None = None,
     ) -> None:
         """Takes the prompts in. told: the rows that will play, each with what it is told before it speaks for the first time.
 
@@ -84,9 +89,11 @@ class SampledPolicy:
         self._reading: list[list[int]] = [[] for _ in range(shards)]
         self._held: set[int] = set()
         self._flight = None
-        self._state = self._engine.start(self._params)
         size = prompts.views.shape[2:]
-        self._views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
+        with phases("start") as work:
+            self._state = self._engine.start(self._params)
+            self._views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
+            work.append((self._state, self._views))
 
     def turns(self, phases: Phases) -> Turns | None:
         shapes = self._engine.shapes
@@ -108,7 +115,7 @@ class SampledPolicy:
     def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
         count_n = np.where(running_n, step.count_B, 0)
         if any(agree(int(count_n.max()))):
-            self._look(row_n, step.views, count_n)
+            self._look(row_n, step.views, count_n, phases)
         for i in np.flatnonzero(row_n != NONE).tolist():
             shard, local = divmod(int(row_n[i]), self._rows_a_shard)
             if running_n[i]:
@@ -154,7 +161,7 @@ class SampledPolicy:
         numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, self._left_B))
         sampling = Sampling(*(x_B[row_S] for x_B in self._sampling_B))
         with phases("decode") as work:
-            going = Going(seat_S, *numbers, self._names_Bx4[row_S], sampling)
+            going = pack(Going(seat_S, *numbers, self._names_Bx4[row_S], sampling))
             inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
             limits = np.int32(limit), np.int32(least)
             self._state, drawn = self._engine.decode(
@@ -227,13 +234,13 @@ class SampledPolicy:
             begun = []
             for shard, slots in enumerate(self._slots):
                 begun += [shard * self._rows_a_shard + local for local in slots.fill()]
-            self._sit_down(begun)
+            self._sit_down(begun, phases)
             entered = [slots.load(shapes.prefill_prompts // every) for slots in self._slots]
             if not any(agree(max(map(len, entered)))):
                 return
             self._prefill(entered, phases)
 
-    def _sit_down(self, begun: Sequence[int]) -> None:
+    def _sit_down(self, begun: Sequence[int], phases: Phases) -> None:
         for row in begun:
             if self._told[row]:
                 self._reading[row // self._rows_a_shard].append(row)
@@ -245,9 +252,9 @@ class SampledPolicy:
             mine = [[row for row in begun if row // self._rows_a_shard == shard] for shard in range(len(self._slots))]
             row_n = np.array([row for rows in mine for row in rows + [NONE] * (slots - len(rows))], np.int32)
             count_n = np.array([sum(piece.views for piece in self._told[row]) if row != NONE else 0 for row in row_n])
-            self._look(row_n, put_rows(self._told_views[row_n]), count_n)
+            self._look(row_n, put_rows(self._told_views[row_n]), count_n, phases)
 
-    def _look(self, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray) -> None:
+    def _look(self, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray, phases: Phases) -> None:
         """Keeps new views [n, R, H, W, 3] of seated rows, the first count_n of each, until they are fed."""
         shapes, every = self._engine.shapes, shard_count()
         slot_n = np.full(len(row_n), shapes.slots // every, np.int32)
@@ -257,7 +264,9 @@ class SampledPolicy:
             slot_n[i] = self._slots[shard].slot(local)
             place_nxR[i, : count_n[i]] = self._seen_B[row_n[i]] + np.arange(count_n[i])
             self._seen_B[row_n[i]] += count_n[i]
-        self._views = self._engine.see(self._views, views, *put_rows((slot_n, place_nxR)))
+        with phases("tools") as work:
+            self._views = self._engine.see(self._views, views, *put_rows((slot_n, place_nxR)))
+            work.append(self._views)
 
     def _fitting(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same in pieces that a bucket holds; one with views stays whole."""
@@ -282,7 +291,7 @@ class SampledPolicy:
         count_n = np.where(prompt_n == NONE, 0, prompts.length[prompt_n] - 1).astype(np.int32)
         opening = Opening(entry_n.reshape(-1), prompts.tokens[prompt_n], count_n, seen)
         with phases("prefill") as work:
-            self._state = self._engine.prefill(self._params, self._state, put_rows(opening), self._features)
+            self._state = self._engine.prefill(self._params, self._state, put_rows(pack(opening)), self._features)
             work.append(self._state)
         phases.counts["positions"] += opening.tokens_PxL.size
 
@@ -351,7 +360,7 @@ class SampledPolicy:
         if any(agree(int(views_n.max()))):
             self._encode(self._views, index, 0, phases)
         with phases("extend") as work:
-            self._state = self._engine.extend(self._params, self._state, put_rows(told), self._features)
+            self._state = self._engine.extend(self._params, self._state, put_rows(pack(told)), self._features)
             work.append(self._state)
         phases.counts["positions"] += told.tokens_nxX.size
 
@@ -438,7 +447,7 @@ class GuidedPolicy:
         if not self._opened:
             self._opened = True
             told = {b: self._told[b] for b in np.flatnonzero(self._running_B).tolist()}
-            self._sampled.open(self._world, self._prompts, told, self._shown())
+            self._sampled.open(self._world, self._prompts, phases, told, self._shown())
         return self._sampled.turns(phases)
 
     def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:

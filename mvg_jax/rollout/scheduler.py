@@ -27,31 +27,39 @@ from mvg_jax.env.protocol import Protocol, parse_turn
 from mvg_jax.errors import RunError
 from mvg_jax.frames import Frame, full_frame
 from mvg_jax.mesh import abstract, by_shard, local_shards, put_rows, to_host
+from mvg_jax.packed import abstract_packed, pack
 from mvg_jax.positions import token_positions
 from mvg_jax.rollout.engine import Shapes
-from mvg_jax.tools import Registry, Sources, ViewFormat, apply_packed, pack_calls, render_views, unpack_result
+from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_packed, render_views
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 NO_TOOLS = Registry(())
 
 
 class Phases:
-    """Seconds of a rollout by phase, and counts. With `block`, a phase waits for its own device work (for benchmarks)."""
+    """Seconds of a rollout by phase, and counts. A phase inside another takes its time from it, so that phases add up.
+
+    block: a phase waits for its own device work (for benchmarks).
+    """
 
     def __init__(self, block: bool = False):
         self.seconds: dict[str, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.host_reads = 0
         self._block = block
+        self._inside = 0.0  # seconds of the phases inside of the one under way
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[list]:
         """Times the body; device arrays put into the yielded list are waited for."""
-        work, start = [], time.perf_counter()
+        work, start, outer = [], time.perf_counter(), self._inside
+        self._inside = 0.0
         yield work
         if self._block:
             jax.block_until_ready(work)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inside
+        self._inside = outer + seconds
 
     def to_host(self, tree):
         """The one way from the device to the host, counted."""
@@ -145,12 +153,14 @@ class World:
             abstract((P, M, 2), np.float32, "batch"),
             abstract((P, M, 2), np.int32, "batch"),
         )
-        registry, frame = self.protocol.registry, full_frame(1, 1, (0.0, 1.0), 0)
-        frames = jax.tree.map(lambda x: np.broadcast_to(x, (1, N, *np.shape(x))), frame)
-        width = pack_calls(frames, jax.tree.map(lambda x: x[None], registry.no_call())).shape[1]
-        lowered = lambda n: apply_packed.lower(
-            registry, sources, abstract((n,), np.int32, "batch"), abstract((n, width), np.float32, "batch"), self.view
-        )
+        registry = self.protocol.registry
+
+        def lowered(n: int) -> jax.stages.Lowered:
+            of = lambda x, *lengths: jax.ShapeDtypeStruct((n, *lengths, *np.shape(x)), np.asarray(x).dtype)
+            frames = jax.tree.map(lambda x: of(x, N), full_frame(1, 1, (0.0, 1.0), 0))
+            calls = abstract_packed((of(np.int32(0)), frames, jax.tree.map(of, registry.no_call())))
+            return apply_packed.lower(registry, sources, calls, self.view)
+
         return [(f"tools {n}", lowered(n)) for n in dict.fromkeys(self.shapes.turn_batches)]
 
     def next_position(self, tokens_nxT: np.ndarray, count_n: np.ndarray, start_n: np.ndarray) -> np.ndarray:
@@ -171,12 +181,17 @@ def _first_views(sources: Sources, frames: Frame, view: ViewFormat) -> jax.Array
 
 
 def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
-    """Plays this process's P·G episodes to their end, in step with the other processes."""
+    """Plays this process's P·G episodes to their end, in step with the other processes. Phase "host": all that is in no other."""
+    with phases("host"):
+        return _play(world, policy, prompts, phases)
+
+
+def _play(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
     protocol, shapes = world.protocol, world.shapes
     P, G = len(prompts.tasks), shapes.group
     B = P * G
     vocabulary = protocol.vocabulary
-    episodes = reset([task for task in prompts.tasks for _ in range(G)], world.limits)
+    episodes = reset(prompts.tasks, world.limits).take(np.repeat(np.arange(P), G))
     ledger = Ledger(
         prompts.tokens,
         prompts.length,
@@ -192,34 +207,31 @@ def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> t
     policy.begin(world, prompts, phases)
     seen = []
     while (turns := policy.turns(phases)) is not None:
-        with phases("host"):
-            row_n, there_n = turns.row_n, turns.row_n >= 0
-            number_n = np.array([len(episodes.records[b]) for b in row_n])
-            rows, numbers = row_n[there_n], number_n[there_n]
-            ledger.append(rows, turns.tokens[there_n], turns.count[there_n], MODEL, numbers, turns.logprobs[there_n])
-            some = episodes.take(row_n)
-            parsed = [
-                parse_turn(protocol.decode(tokens[:count])) if ended else None
-                for tokens, count, ended in zip(turns.tokens, turns.count, turns.ended & there_n, strict=True)
-            ]
-            cut_off_n = np.where(some.running_B & ~turns.ended, Stop.MAX_TOKENS, Stop.RUNNING)
-            offered_n = [protocol.registry if prompts.tools_on[b // G] else NO_TOOLS for b in row_n]
-            plan = plan_step(offered_n, some, parsed, cut_off_n)
+        row_n, there_n = turns.row_n, turns.row_n >= 0
+        number_n = np.array([len(episodes.records[b]) for b in row_n])
+        rows, numbers = row_n[there_n], number_n[there_n]
+        ledger.append(rows, turns.tokens[there_n], turns.count[there_n], MODEL, numbers, turns.logprobs[there_n])
+        some = episodes.take(row_n)
+        parsed = [
+            parse_turn(protocol.decode(tokens[:count])) if ended else None
+            for tokens, count, ended in zip(turns.tokens, turns.count, turns.ended & there_n, strict=True)
+        ]
+        cut_off_n = np.where(some.running_B & ~turns.ended, Stop.MAX_TOKENS, Stop.RUNNING)
+        offered_n = [protocol.registry if prompts.tools_on[b // G] else NO_TOOLS for b in row_n]
+        plan = plan_step(offered_n, some, parsed, cut_off_n)
         with phases("tools") as work:
             prompt_n = np.where(there_n, row_n // G, 0) % (P // local_shards())
-            source_n, calls = put_rows((prompt_n.astype(np.int32), pack_calls(plan.frames, plan.args)))
-            views, facts = apply_packed(protocol.registry, prompts.sources, source_n, calls, world.view)
+            calls = put_rows(pack((prompt_n.astype(np.int32), plan.frames, plan.args)))
+            views, facts = apply_packed(protocol.registry, prompts.sources, calls, world.view)
             work.append(views)
-            result = unpack_result(views, phases.to_host(facts))
-        with phases("host"):
-            room_n = shapes.suffix_length - shapes.turn_tokens - ledger.length_B[row_n]
-            some, step = finish_step(protocol, plan, result, width, room_n)
-            episodes = episodes.put(row_n, some)
-            ledger.append(rows, step.observation_ids[there_n], step.length_B[there_n], ENVIRONMENT, numbers)
-            if step.count_B.any():
-                seen.append((rows, there_n, step))
+            result = ToolResult(views, *phases.to_host(facts).unpack())
+        room_n = shapes.suffix_length - shapes.turn_tokens - ledger.length_B[row_n]
+        some, step = finish_step(protocol, plan, result, width, room_n)
+        episodes = episodes.put(row_n, some)
+        ledger.append(rows, step.observation_ids[there_n], step.length_B[there_n], ENVIRONMENT, numbers)
+        if step.count_B.any():
+            seen.append((rows, there_n, step))
         policy.observe(row_n, step, some.running_B, phases)
-    with phases("host"):
-        for rows, there_n, step in seen:
-            ledger.append_views(rows, phases.to_host(step.views)[there_n], step.count_B[there_n])
-        return ledger.close(), episodes
+    for rows, there_n, step in seen:
+        ledger.append_views(rows, phases.to_host(step.views)[there_n], step.count_B[there_n])
+    return ledger.close(), episodes

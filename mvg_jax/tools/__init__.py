@@ -15,14 +15,11 @@ from mvg_jax.tools.spec import (
     apply_packed,
     apply_tools,
     observation_text,
-    pack_calls,
-    unpack_result,
 )
 
 __all__ = [
     "MAX_VIEWS", "ImageInfo", "Registry", "Sources", "Tool", "ToolArgs", "ToolCall", "ToolError", "ToolResult",
-    "ViewFormat", "apply_packed", "apply_tools", "default_registry", "observation_text", "pack_calls", "render_views",
-    "stack_sources", "unpack_result",
+    "ViewFormat", "apply_packed", "apply_tools", "default_registry", "observation_text", "render_views", "stack_sources",
 ]  # fmt: skip
 
 _TOOLS = {tool.name: tool for tool in (ZOOM_IN, FLIP, ROTATE, WINDOW_LEVEL)}

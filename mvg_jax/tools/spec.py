@@ -6,7 +6,6 @@ Whatever can be wrong with a call is found on the host and raised as a ToolError
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from mvg_jax.frames import Frame, extent
 from mvg_jax.mesh import by_shard
+from mvg_jax.packed import Packed, pack
 from mvg_jax.tools.render import Sources, ViewFormat, render_views
 
 MAX_VIEWS = 2  # R: views one call may return. A shape that every compiled program shares.
@@ -301,48 +301,12 @@ def _no_call(frames: Frame, args: ToolArgs):
     return named_frames(frames, args), jnp.int32(0), jnp.int32(NO_CALL)
 
 
-# ---- the same with one array in and one out ---------------------------------------------------------------------------
-# Between the host and the device an array costs more than its bytes: 8 in and 5 out are most of a call on few rows.
-
-_FRAME = (((2, 3), np.float32), ((2,), np.float32), ((), np.int32))
-_FRAME_SIZE = 9
-_ARGS = (((), np.int32), ((), np.int32), ((MAX_VIEWS, 4), np.float32), ((), np.int32), ((NUMBERS,), np.float32))
-_ARGS_SIZE = 7 + 4 * MAX_VIEWS
-
-
-def pack_calls(frames: Frame, args: ToolArgs) -> np.ndarray:
-    """Numpy frames [B, N] and args [B] as float32 [B, K]. Their integers are far below 2**24, and so exact."""
-    return np.concatenate([np.reshape(x, (len(args.kind), -1)).astype(np.float32) for x in (*frames, *args)], axis=1)
-
-
 @functools.partial(jax.jit, static_argnames=("registry", "view"))
-def apply_packed(
-    registry: Registry, sources: Sources, source_row: jax.Array, calls_BxK: jax.Array, view: ViewFormat
-) -> tuple[jax.Array, jax.Array]:
-    """`apply_tools` on packed calls: (views [B, R, H, W, 3] uint8, what `unpack_result` reads [B, K'] float32)."""
+def apply_packed(registry: Registry, sources: Sources, calls: Packed, view: ViewFormat) -> tuple[jax.Array, Packed]:
+    """`apply_tools` of calls = pack((source_row, frames, args)): (views, pack((frames, count, code)))."""
 
-    def apply(sources: Sources, source_row: jax.Array, calls_BxK: jax.Array):
-        N = (calls_BxK.shape[1] - _ARGS_SIZE) // _FRAME_SIZE
-        parts = _split(calls_BxK, [((N, *shape), dtype) for shape, dtype in _FRAME] + list(_ARGS))
-        result = _apply_tools(registry, view, sources, source_row, Frame(*parts[:3]), ToolArgs(*parts[3:]))
-        rest = (*result.frames, result.count, result.code)
-        B = len(calls_BxK)
-        return result.views, jnp.concatenate([x.reshape(B, -1).astype(jnp.float32) for x in rest], axis=1)
+    def apply(sources: Sources, calls: Packed):
+        result = _apply_tools(registry, view, sources, *calls.unpack())
+        return result.views, pack(result[1:])
 
-    return by_shard(apply)(sources, source_row, calls_BxK)
-
-
-def unpack_result(views: jax.Array, facts_BxK: np.ndarray) -> ToolResult:
-    """The result of `apply_packed`, its facts fetched: a ToolResult in numpy but for the views, which pass through."""
-    like = [((MAX_VIEWS, *shape), dtype) for shape, dtype in _FRAME] + [((), np.int32)] * 2
-    *frame, count, code = _split(facts_BxK, like)
-    return ToolResult(views, Frame(*frame), count, code)
-
-
-def _split(packed_BxK, like):
-    """The arrays [B, *shape] that stand side by side in a packed one; like: (shape, dtype) of each."""
-    ends = np.cumsum([math.prod(shape) for shape, _ in like]).tolist()
-    return [
-        packed_BxK[:, end - math.prod(shape) : end].reshape(-1, *shape).astype(dtype)
-        for end, (shape, dtype) in zip(ends, like, strict=True)
-    ]
+    return by_shard(apply)(sources, calls)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from mvg_jax.compiles import CompileCount, compile_all
+from mvg_jax.packed import Packed, pack
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, State, Told, bucket, state_bytes
 from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
 from mvg_jax.rollout.sampling import Sampling, row_keys
@@ -27,11 +28,16 @@ def begun():
     return engine, prompts, engine.encode(params, prompts.views, np.arange(P))
 
 
+def packed(rows) -> Packed:
+    """As a policy packs them; whole numbers of any type."""
+    return pack(jax.tree.map(lambda x: np.int32(x) if x.dtype == int else np.asarray(x), rows))
+
+
 def opened(begun, entry=(0, 1)) -> State:
     engine, prompts, features = begun
     params = tiny_world.model()[1]
     opening = Opening(np.array(entry), prompts.tokens, prompts.length - 1, np.arange(P)[:, None])
-    return engine.prefill(params, engine.start(params), opening, features)
+    return engine.prefill(params, engine.start(params), packed(opening), features)
 
 
 def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0) -> Going:
@@ -56,7 +62,14 @@ def decode(begun, left, *, limit=16, least=1, state=None, **changes):
     rows, count_M = going(prompts, left, **changes), prompts.length - 1
     params = tiny_world.model()[1]
     return engine.decode(
-        params, opened(begun) if state is None else state, rows, count_M, limit, least, engine.banned_V, length=120
+        params,
+        opened(begun) if state is None else state,
+        packed(rows),
+        count_M,
+        limit,
+        least,
+        engine.banned_V,
+        length=120,
     )
 
 
@@ -118,14 +131,14 @@ def test_a_row_may_sit_anywhere(begun):
         seat=np.array([0, 3, 2, 1])
     )  # entry 0 holds the second prompt
     state, count_M = opened(begun, (1, 0)), (prompts.length - 1)[::-1]
-    _, drawn = engine.decode(tiny_world.model()[1], state, moved, count_M, 16, 1, engine.banned_V, length=120)
+    _, drawn = engine.decode(tiny_world.model()[1], state, packed(moved), count_M, 16, 1, engine.banned_V, length=120)
     np.testing.assert_array_equal(drawn.tokens, base.tokens[order])
     np.testing.assert_allclose(drawn.logprobs, base.logprobs[order], atol=1e-5)
     # A slot with nobody in it changes nothing for the others.
     rows = going(prompts, [16, 0, 16, 16], seat=(0, P * 2, 2, 3))
     _, drawn = jax.device_get(
         engine.decode(
-            tiny_world.model()[1], opened(begun), rows, prompts.length - 1, 16, 1, engine.banned_V, length=120
+            tiny_world.model()[1], opened(begun), packed(rows), prompts.length - 1, 16, 1, engine.banned_V, length=120
         )
     )
     np.testing.assert_array_equal(drawn.tokens[[0, 2, 3]], base.tokens[[0, 2, 3]])
@@ -149,7 +162,7 @@ def test_extend_leaves_other_rows_alone(begun):
         zeros,
         nothing,
     )
-    after = jax.device_get(engine.extend(params, jax.device_put(before), told, features))
+    after = jax.device_get(engine.extend(params, jax.device_put(before), packed(told), features))
     for ours, theirs in zip(after.keys, before.keys, strict=True):
         np.testing.assert_array_equal(ours[[0, 1, 3]], theirs[[0, 1, 3]])
         assert (np.abs(ours[2]).sum(axis=(0, 1)) > 0).sum() == 5

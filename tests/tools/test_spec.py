@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mvg_jax import frames as fr
+from mvg_jax.packed import pack
 from mvg_jax.tools import (
     MAX_VIEWS,
     ImageInfo,
@@ -21,9 +22,7 @@ from mvg_jax.tools import (
     apply_tools,
     default_registry,
     observation_text,
-    pack_calls,
     stack_sources,
-    unpack_result,
 )
 from mvg_jax.tools.spec import OK_ZOOM, TEXTS, fits
 
@@ -276,11 +275,9 @@ def test_arguments_of_no_call_have_the_shapes_of_a_call():
 def test_packed_calls_give_what_unpacked_ones_give():
     sources, row, frames, args = batch(MIXED)
     expected = jax.device_get(apply_tools(ALL, sources, row, frames, args, VIEW))
-    views, facts = jax.device_get(apply_packed(ALL, sources, row, pack_calls(frames, args), VIEW))
-    jax.tree.map(np.testing.assert_array_equal, unpack_result(views, facts), expected)
-    assert [x.dtype for x in jax.tree.leaves(unpack_result(views, facts))] == [
-        x.dtype for x in jax.tree.leaves(expected)
-    ]
+    views, facts = jax.device_get(apply_packed(ALL, sources, pack((np.asarray(row), frames, args)), VIEW))
+    chex.assert_trees_all_equal_shapes_and_dtypes((views, *facts.unpack()), tuple(expected))
+    jax.tree.map(np.testing.assert_array_equal, (views, *facts.unpack()), tuple(expected))
     assert views.any()
 
 
