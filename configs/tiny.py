@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.rollout.observation_lengths = (28, 46)
     # All rows at once; as they end, the others move together, and decode works on fewer slots.
     c.rollout.decode_slots, c.rollout.decode_lengths, c.rollout.idle = (32, 64), (24, 64), 0.4
-    c.rollout.prefill_prompts, c.rollout.extend_rows, c.rollout.encode_batches = 16, (8, 32), (16, 32, 64)
+    c.rollout.prefill_prompts, c.rollout.extend_rows, c.rollout.encode_batches = 16, (8, 32), (8, 16, 32, 64)
     c.grpo.learner.microbatches = 1
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (80, 128), (128, 384)
 

@@ -167,10 +167,10 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     _require_shards("the prompts of a batch", (prompts,))
     whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
     slots = whole(r.slots or rows, rows)
-    # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
-    likely = prompts if slots == rows else -(-slots // group) + whole(r.prefill_prompts, prompts)
-    extend_rows = tuple(sorted({whole(n, slots) for n in r.extend_rows}))
     prefill_prompts = whole(r.prefill_prompts, prompts)
+    # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
+    likely = prompts if slots == rows else max(2 * -(-slots // group), prefill_prompts)
+    extend_rows = tuple(sorted({whole(n, slots) for n in r.extend_rows}))
     needed = max(max(extend_rows) * MAX_VIEWS, prefill_prompts * config.data.images)
     encode_batches = tuple(sorted({whole(n, needed) for n in r.encode_batches}))
     if needed > max(encode_batches):

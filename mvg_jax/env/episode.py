@@ -208,14 +208,14 @@ def plan_step(
     stop_B = episodes.stop_B.copy()
     args = ToolArgs(*(np.repeat(np.asarray(x)[None], len(turns), axis=0) for x in NO_ARGS))
     errors: list[tuple[str, str] | None] = [None] * len(turns)
-    for b, (turn, outside) in enumerate(zip(turns, outside_B, strict=True)):
-        if stop_B[b] == Stop.RUNNING:
-            if (turn is None) != (outside in OUTSIDE_STOPS):
-                raise ValueError(f"row {b}: turn {turn} with outside stop {Stop(outside).name}")
-            stop_B[b], row_args, errors[b] = _judge(offered_B[b], episodes, b, turn, Stop(outside))
-            if row_args is not NO_ARGS:
-                for all_rows, own in zip(args, row_args, strict=True):
-                    all_rows[b] = own
+    for b in np.flatnonzero(episodes.running_B).tolist():
+        turn, outside = turns[b], Stop(outside_B[b])
+        if (turn is None) != (outside in OUTSIDE_STOPS):
+            raise ValueError(f"row {b}: turn {turn} with outside stop {outside.name}")
+        stop_B[b], row_args, errors[b] = _judge(offered_B[b], episodes, b, turn, outside)
+        if row_args is not NO_ARGS:
+            for all_rows, own in zip(args, row_args, strict=True):
+                all_rows[b] = own
     return Plan(episodes, tuple(turns), stop_B, args, tuple(errors))
 
 
@@ -288,9 +288,10 @@ def _observe(
     count_B = np.zeros(size, np.int32)
     frames = Frame(*(x.copy() for x in before.frames))
     texts, records = [""] * size, list(before.records)
+    goes_on_B = (stop_B == Stop.RUNNING).tolist()
     for b in np.flatnonzero(before.running_B).tolist():
         first = int(before.images_B[b])
-        if stop_B[b] == Stop.RUNNING:
+        if goes_on_B[b]:
             error, count = plan.errors[b], int(result.count[b])
             text = error_text(*error) if error else observation_text(int(result.code[b]), count)
             if admit(b, count, text):

@@ -26,6 +26,7 @@ class Slots:
         self._unfinished = collections.Counter(row // group for row in rows)
         self._prompts = collections.deque(self._unfinished)
         self._slot: dict[int, int] = {}  # of each row that is seated
+        self._entry: dict[int, int] = {}  # of each prompt in the pool
 
     @property
     def queued(self) -> int:
@@ -37,7 +38,7 @@ class Slots:
 
     def entry(self, row: int) -> int:
         """Where the pool has the row's prompt."""
-        return int(np.flatnonzero(self.prompt_M == row // self._group)[0])
+        return self._entry[row // self._group]
 
     def load(self, most: int) -> list[tuple[int, int]]:
         """(prompt, place) of up to `most` that enter the pool now: a full batch, or what there is room for if a slot waits for it."""
@@ -48,7 +49,7 @@ class Slots:
             return []
         entered = [(self._prompts.popleft(), place) for place in free[:number]]
         for prompt, place in entered:
-            self.prompt_M[place] = prompt
+            self.prompt_M[place], self._entry[prompt] = prompt, place
         return entered
 
     def fill(self) -> list[int]:
@@ -63,7 +64,7 @@ class Slots:
         return begun
 
     def _ready(self, row: int) -> bool:
-        return bool((self.prompt_M == row // self._group).any())
+        return row // self._group in self._entry
 
     def gather(self, rows: Collection[int], slots: int) -> list[tuple[int, int]]:
         """(from, to): these rows are to sit in the first `slots`, as far as others leave room; they have moved when this returns."""
@@ -83,4 +84,4 @@ class Slots:
         prompt = row // self._group
         self._unfinished[prompt] -= 1
         if not self._unfinished[prompt]:
-            self.prompt_M[self.prompt_M == prompt] = NONE
+            self.prompt_M[self._entry.pop(prompt)] = NONE
