@@ -20,11 +20,14 @@ from mvg_jax import config as configs
 from mvg_jax.collection import chat_client
 from mvg_jax.collection import run as program
 from mvg_jax.collection.run import collect
-from mvg_jax.collection.samplers import TextSampler
+from mvg_jax.collection.samplers import RolloutSampler
 from mvg_jax.collection.store import read
+from mvg_jax.data.task import Turn
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import outline
+from mvg_jax.rollout.policies import ScriptedPolicy
 from tests.chat_server import Server, completion
+from tests.tiny_world import zoom
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -78,7 +81,7 @@ def test_the_experts_trajectories_are_stored_and_counted(expert):
 def test_a_second_start_samples_nothing_and_writes_the_same(expert, monkeypatch):
     out, statistics = expert
     before = files(out)
-    monkeypatch.setattr(TextSampler, "sample", None)
+    monkeypatch.setattr(RolloutSampler, "sample", None)
     assert collect(config(), "expert", out) == statistics
     assert files(out) == before
 
@@ -295,27 +298,24 @@ def test_what_nobody_knows_is_tried_without_tools(tmp_path, monkeypatch):
         def __getitem__(self, index):
             return dataclasses.replace(self.source[index], chain=None)
 
-    class Knowing:
-        name = "knowing"
+    def knowing(protocol, turn_tokens, decisions, seed):
+        def script(task, sample, tools_on):
+            told.add((task.id, sample, tools_on))
+            answer = Turn("", task.answer if tools_on or task.id.endswith("0") else "no idea")
+            return [zoom((100, 100, 300, 300)), answer] if tools_on else [answer]
 
-        def __init__(self, decisions, seed):
-            self.told = told
+        def speak(tasks, sample_B, tools_on):
+            of = np.repeat(np.arange(len(tasks)), 2)
+            scripts = [script(tasks[p], sample, tools_on) for p, sample in zip(of, sample_B, strict=True)]
+            return ScriptedPolicy(protocol, scripts, turn_tokens)
 
-        def speak(self, conversation):
-            told.append((conversation.task.id, conversation.tools_on))
-            if conversation.tools_on and not conversation.exchanges:
-                return (
-                    '<think></think><tool_call>{"name": "image_zoom_in_tool", "arguments": '
-                    '{"bbox_2d": [100, 100, 300, 300], "img_idx": 0}}</tool_call>'
-                )
-            knows = conversation.tools_on or conversation.task.id.endswith("0")
-            return f"<think></think><answer>{conversation.task.answer if knows else 'no idea'}</answer>"
+        return speak
 
-    told = []
+    told = set()
     monkeypatch.setattr(program, "open_sources", lambda e: [(Silent(s), i) for s, i in open_sources(e)])
-    monkeypatch.setattr(program, "ExpertSpeaker", Knowing)
+    monkeypatch.setattr(program, "expert_speaks", knowing)
     statistics = collect(config(tasks=2, filters={"chains_per_task": -1}), "expert", tmp_path)
-    assert sum(not tools_on for _, tools_on in told) == 2 * 2
+    assert sum(not tools_on for *_, tools_on in told) == 2 * 2
     assert statistics["measured_without_tools"] == 2
     assert statistics["measured_needed"] == 1
     store = read(tmp_path)

@@ -16,7 +16,7 @@ import tqdm
 from mvg_jax import program
 from mvg_jax.collection.chat_client import ChatClient, EndpointSpeaker
 from mvg_jax.collection.converse import Speaker, Table
-from mvg_jax.collection.samplers import ExpertSpeaker, ModelSampler, Sampler, TextSampler
+from mvg_jax.collection.samplers import RolloutSampler, Sampler, TextSampler, expert_speaks, model_speaks
 from mvg_jax.collection.select import (
     KEPT,
     choose,
@@ -177,23 +177,20 @@ def gather_crew(config: Config, who: str, out: pathlib.Path) -> Crew:
         enter_mesh(config)
         experiment, params = build(config)
         world = experiment.world(c.prompts, c.samples)
-        name = pathlib.PurePath(config.model.checkpoint).name
-        return Crew(
-            experiment,
-            ModelSampler(world, experiment.engine(world), params, name, c.temperature, config.seed, c.top_k, c.top_p),
-        )
+        draw = {"temperature": c.temperature, "seed": config.seed, "top_k": c.top_k, "top_p": c.top_p}
+        speak = model_speaks(experiment.engine(world), params, **draw)
+        return Crew(experiment, RolloutSampler(world, pathlib.PurePath(config.model.checkpoint).name, speak))
     experiment = outline(config)
-    client, view = None, experiment.view
+    protocol, r = experiment.protocol, config.rollout
     if who == "expert":
-        speaker, threads = ExpertSpeaker(c.decisions, config.seed), 1
-    else:
-        client = ChatClient(c.endpoint, out / "requests")
-        speaker = EndpointSpeaker(client, c.endpoint, experiment.protocol.registry, c.temperature, config.seed, c.top_p)
-        threads, side = c.endpoint.concurrency, c.endpoint.view_size
-        view = ViewFormat(side, side, "bicubic") if side else view
-    data, registry = config.data, experiment.protocol.registry
-    place = Table(registry, experiment.limits, view, (data.image_height, data.image_width), data.images)
-    sampler = TextSampler(speaker, place, experiment.protocol, config.rollout, c.samples, threads)
+        speak = expert_speaks(protocol, r.turn_tokens, c.decisions, config.seed)
+        return Crew(experiment, RolloutSampler(experiment.world(c.prompts, c.samples), "expert", speak))
+    client = ChatClient(c.endpoint, out / "requests")
+    speaker = EndpointSpeaker(client, c.endpoint, protocol.registry, c.temperature, config.seed, c.top_p)
+    side, data = c.endpoint.view_size, config.data
+    view = ViewFormat(side, side, "bicubic") if side else experiment.view
+    place = Table(protocol.registry, experiment.limits, view, (data.image_height, data.image_width), data.images)
+    sampler = TextSampler(speaker, place, protocol, r, c.samples, c.endpoint.concurrency)
     return Crew(experiment, sampler, client, speaker)
 
 

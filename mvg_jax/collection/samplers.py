@@ -1,4 +1,4 @@
-"""Who speaks: our own model through the rollout engine, or a speaker of text. Both give the candidates of each task."""
+"""Who makes candidates: our own model or a scripted expert, in batches through the turn loop, or a speaker of text."""
 
 import concurrent.futures
 import typing
@@ -9,18 +9,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mvg_jax.collection.converse import Conversation, Speaker, Table, play
+from mvg_jax.collection.converse import Speaker, Table, play
 from mvg_jax.collection.select import Candidate, keyed
 from mvg_jax.collection.store import Played
 from mvg_jax.config import Rollout
 from mvg_jax.data import experts
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Episodes, StepResult, Stop
-from mvg_jax.env.protocol import Protocol, render_turn
+from mvg_jax.env.protocol import Protocol
 from mvg_jax.env.rewards import TERMS, row_facts
 from mvg_jax.frames import Frame
 from mvg_jax.rollout.engine import Engine
-from mvg_jax.rollout.policies import SampledPolicy
+from mvg_jax.rollout.policies import SampledPolicy, ScriptedPolicy
 from mvg_jax.rollout.scheduler import Phases, Policy, Prompts, Turns, World, rollout
 from mvg_jax.rollout.slots import NONE
 
@@ -37,24 +37,18 @@ class Sampler(typing.Protocol):
         """Lets go of what it holds."""
 
 
-class ModelSampler:
-    """Our model. world: of prompts x samples rows."""
+class Speak(typing.Protocol):
+    """Who speaks for the rows of a batch: P tasks, G rows each; sample_B: which try at its task each row [P·G] is."""
 
-    def __init__(
-        self,
-        world: World,
-        engine: Engine,
-        params: nnx.State,
-        name: str,
-        temperature: float,
-        seed: int,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ):
+    def __call__(self, tasks: Sequence[Task], sample_B: np.ndarray, tools_on: bool) -> Policy: ...
+
+
+class RolloutSampler:
+    """Whole batches through the turn loop. world: of prompts x samples rows."""
+
+    def __init__(self, world: World, name: str, speak: Speak):
         self.name = name
-        self._world, self._engine, self._params = world, engine, engine.weights(params)
-        self._temperature, self._seed = temperature, seed
-        self._top_k, self._top_p = top_k, top_p
+        self._world, self._speak = world, speak
 
     def sample(self, tasks: Sequence[Task], tools_on: bool) -> Iterator[list[Candidate]]:
         P = self._world.shapes.prompts
@@ -66,27 +60,65 @@ class ModelSampler:
 
     def _batch(self, tasks: list[Task], tools_on: bool) -> list[list[Candidate]]:
         P, G = self._world.shapes.prompts, self._world.shapes.group
+        filled = (tasks * P)[:P]  # up with repeats, which nobody looks at
         sample_B = np.tile(np.arange(G, dtype=np.int32), P)
-        policy = _Listening(
-            SampledPolicy(
-                self._engine,
-                self._params,
-                seed=self._seed,
-                step=0 if tools_on else 1,
-                sample_B=sample_B,
-                temperature_B=np.full(P * G, self._temperature, np.float32),
-                top_k=self._top_k,
-                top_p=self._top_p,
-            )
-        )
-        prompts = self._world.prepare((tasks * P)[:P], tools_on)  # filled up with repeats, which nobody looks at
-        trajectories, episodes = rollout(self._world, policy, prompts, Phases())
+        policy = _Listening(self._speak(filled, sample_B, tools_on))
+        trajectories, episodes = rollout(self._world, policy, self._world.prepare(filled, tools_on), Phases())
         tokens_B = trajectories.loss_mask_BxL.sum(axis=1)
+        fits_B = episodes.stop_B != Stop.MAX_TOKENS
         rows = [
-            _candidate(episodes.row(b), policy.lines(b), int(tokens_B[b]), self.name, int(sample_B[b]), tools_on)
+            _candidate(
+                episodes.row(b),
+                policy.lines(b),
+                int(tokens_B[b]),
+                self.name,
+                int(sample_B[b]),
+                tools_on,
+                bool(fits_B[b]),
+            )
             for b in range(len(tasks) * G)
         ]
         return [rows[p * G : (p + 1) * G] for p in range(len(tasks))]
+
+
+def model_speaks(
+    engine: Engine, params: nnx.State, *, temperature: float, seed: int, top_k: int = 0, top_p: float = 1.0
+) -> Speak:
+    """Our model draws."""
+    weights = engine.weights(params)
+
+    def speak(tasks: Sequence[Task], sample_B: np.ndarray, tools_on: bool) -> Policy:
+        return SampledPolicy(
+            engine,
+            weights,
+            seed=seed,
+            step=0 if tools_on else 1,
+            sample_B=sample_B,
+            temperature_B=np.full(len(sample_B), temperature, np.float32),
+            top_k=top_k,
+            top_p=top_p,
+        )
+
+    return speak
+
+
+def expert_speaks(protocol: Protocol, turn_tokens: int, decisions: Mapping[str, float], seed: int) -> Speak:
+    """The scripted expert of the task's data set. decisions: what it does, by weight (see data.experts); without tools it answers.
+
+    An episode with a turn of more than turn_tokens is cut off before its first turn.
+    """
+
+    def script(task: Task, sample: int, tools_on: bool) -> list[Turn]:
+        rng = np.random.default_rng(keyed(seed, task.id, sample))
+        turns = experts.mixture(task, rng, decisions if tools_on else {"direct": 1.0})
+        return turns if all(len(protocol.turn_ids(turn)) < turn_tokens for turn in turns) else []
+
+    def speak(tasks: Sequence[Task], sample_B: np.ndarray, tools_on: bool) -> Policy:
+        rows = np.repeat(np.arange(len(tasks)), len(sample_B) // len(tasks)).tolist()
+        scripts = [script(tasks[p], sample, tools_on) for p, sample in zip(rows, sample_B.tolist(), strict=True)]
+        return ScriptedPolicy(protocol, scripts, turn_tokens)
+
+    return speak
 
 
 class TextSampler:
@@ -111,21 +143,6 @@ class TextSampler:
         episodes, texts = play(self._table, self._speaker, task, sample, tools_on)
         tokens, fits = measure(self._protocol, self._room, episodes, texts, tools_on)
         return _candidate(episodes, texts, tokens, self._speaker.name, sample, tools_on, fits)
-
-
-class ExpertSpeaker:
-    """The scripted expert of the task's data set. decisions: what it does, by weight (see data.experts); without tools it answers."""
-
-    name = "expert"
-
-    def __init__(self, decisions: Mapping[str, float], seed: int):
-        self._decisions, self._seed = decisions, seed
-
-    def speak(self, conversation: Conversation) -> str | Stop:
-        task = conversation.task
-        rng = np.random.default_rng(keyed(self._seed, task.id, conversation.sample))
-        turns = experts.mixture(task, rng, self._decisions if conversation.tools_on else {"direct": 1.0})
-        return render_turn(turns[len(conversation.exchanges)])
 
 
 def measure(

@@ -97,7 +97,7 @@ def needed(candidate: Candidate, share: float) -> bool:
     return needs == bool(_calls(candidate))
 
 
-ALWAYS: tuple[Callable[[Candidate], bool], ...] = (well_formed, fits)
+ALWAYS: tuple[Callable[[Candidate], bool], ...] = (fits, well_formed)
 FILTERS: tuple[Callable[[Candidate, float], bool], ...] = (correct, errors, turns, tokens, redundant)
 
 

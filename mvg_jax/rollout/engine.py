@@ -116,14 +116,16 @@ class Told(NamedTuple):
 
 
 class Going(NamedTuple):
-    """The slots [S] as decode finds them. seat: entry * G + place in the group (M * G: empty). left: tokens that the turn may still
-    take, 0 where none is to be drawn. name [S, 4] uint32, sampling: of the draws, see sampling.draw."""
+    """The slots [S] as decode finds them. seat: entry * G + place in the group (M * G: empty). left: tokens to draw at most.
+    least: decode stops when fewer slots than that go on; the same for all. name [S, 4] uint32, sampling: of the draws, see
+    sampling.draw."""
 
     seat: np.ndarray
     pending: np.ndarray
     length: np.ndarray
     position: np.ndarray
     left: np.ndarray
+    least: np.ndarray
     name: np.ndarray
     sampling: Sampling
 
@@ -187,12 +189,11 @@ class Engine:
         feature = jax.eval_shape(self.encode, params, views["views"], int_of(max(s.encode_batches)))
         features = of(feature.shape, feature.dtype)
         S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
 
         def decode(n: int, length: int) -> jax.stages.Lowered:
             sampling = Sampling(of((n,), jnp.float32), int_of(n), of((n,), jnp.float32))
-            going = abstract_packed(Going(*(int_of(n) for _ in range(5)), of((n, 4), jnp.uint32), sampling))
-            return self.decode.lower(params, state, going, int_of(s.pool), scalar, scalar, V, length=length)
+            going = abstract_packed(Going(*(int_of(n) for _ in range(6)), of((n, 4), jnp.uint32), sampling))
+            return self.decode.lower(params, state, going, int_of(s.pool), V, length=length)
 
         seen = lambda n, R: self.see.lower(
             views["views"], of((n, R, *view_size, 3), jnp.uint8), int_of(n), int_of(n, R)
@@ -311,16 +312,13 @@ def _decode(
     state: State,
     going: Packed,
     prompt_count_M,
-    limit,
-    least,
     banned_V,
     length: int,
 ) -> tuple[State, Drawn]:
-    """Draws tokens for the slots that have any left, until each has drawn `end_of_turn` or all that were left.
+    """Draws tokens for the slots that have any left, at most K, until each has drawn `end_of_turn` or all that were left.
 
-    limit: tokens of a slot in this call, at most K. It also ends as soon as fewer than `least` slots go on: the host has something
-    better to do than to wait for the last. `going` may name the first slots only, and `length` be less than a row may hold: the
-    others, and what lies beyond, are left alone.
+    It also ends as soon as fewer than `least` slots go on: the host has something better to do than to wait for the last. `going`
+    may name the first slots only, and `length` be less than a row may hold: the others, and what lies beyond, are left alone.
     """
     model, going = nnx.merge(graph, params), going.unpack()
     S = len(going.left)
@@ -341,9 +339,11 @@ def _decode(
     def goes_on(drawn: Drawn):
         return (drawn.count < going.left) & ~drawn.ended
 
+    least = jnp.maximum(going.least.max(), 1)
+
     def more(carry):
         t, _, _, drawn = carry
-        return (t < jnp.minimum(limit, most)) & (goes_on(drawn).sum() >= jnp.maximum(least, 1))
+        return (t < most) & (goes_on(drawn).sum() >= least)
 
     def step(carry):
         t, token_S, suffix, drawn = carry

@@ -158,14 +158,14 @@ class SampledPolicy:
             count_M.append(np.where(slots.prompt_M == NONE, 0, length_M - 1))
         row_S, seat_S = row_S.reshape(-1), seat_S.reshape(-1)
         of = lambda x_B: np.where(row_S == NONE, 0, x_B[row_S]).astype(np.int32)
-        numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, self._left_B))
+        numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, left_B))
         sampling = Sampling(*(x_B[row_S] for x_B in self._sampling_B))
         with phases("decode") as work:
-            going = pack(Going(seat_S, *numbers, self._names_Bx4[row_S], sampling))
+            leasts = np.full(len(row_S), least, np.int32)
+            going = pack(Going(seat_S, *numbers, leasts, self._names_Bx4[row_S], sampling))
             inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
-            limits = np.int32(limit), np.int32(least)
             self._state, drawn = self._engine.decode(
-                self._params, self._state, *inputs, *limits, self._engine.banned_V, length=length
+                self._params, self._state, *inputs, self._engine.banned_V, length=length
             )
             work.append(drawn)
         self._flight = row_S, drawn, queued > 0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jsonschema
 import numpy as np
 
-from mvg_jax.frames import Frame, extent
+from mvg_jax.frames import Frame
 from mvg_jax.mesh import by_shard
 from mvg_jax.packed import Packed, pack
 from mvg_jax.tools.render import Sources, ViewFormat, render_views
@@ -70,13 +70,6 @@ class ImageInfo:
     width: float
     unit: str
     window: tuple[float, float]
-
-    @classmethod
-    def of(cls, frame: Frame, unit: str) -> "ImageInfo":
-        """The info of one host-side frame (no leading dimensions)."""
-        height, width = extent(frame)
-        low, high = frame.window
-        return cls(float(height), float(width), unit, (float(low), float(high)))
 
 
 class ToolArgs(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mvg_jax.collection.converse import Table, play
-from mvg_jax.collection.samplers import ExpertSpeaker, ModelSampler, TextSampler, measure
+from mvg_jax.collection.samplers import RolloutSampler, TextSampler, expert_speaks, measure, model_speaks
 from mvg_jax.data.phantom import PhantomSource
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.episode import Stop
@@ -122,7 +122,11 @@ def same(a, b):
 def test_our_model_says_the_same_whatever_is_sampled_beside_it():
     world, engine = tiny_world.world(2), tiny_world.engine(2, LETTERS)
     params = place(tiny_world.model()[1])
-    make = lambda seed: ModelSampler(world, engine, params, "tiny", 1.0, seed)
+
+    def make(seed, temperature=1.0, top_k=0):
+        speak = model_speaks(engine, params, temperature=temperature, seed=seed, top_k=top_k)
+        return RolloutSampler(world, "tiny", speak)
+
     tasks = [tiny_world.task(i) for i in range(3)]
     groups = list(make(0).sample(tasks, True))
     assert [[c.played.task.id for c in group] for group in groups] == [[t.id] * 2 for t in tasks]
@@ -133,7 +137,7 @@ def test_our_model_says_the_same_whatever_is_sampled_beside_it():
     other = list(make(1).sample(tasks[2:], True))
     assert not all(same(a, b) for a, b in zip(other[0], groups[2], strict=True))
     likeliest = [
-        next(ModelSampler(world, engine, params, "tiny", temperature, seed, top_k).sample(tasks[:1], True))
+        next(make(seed, temperature, top_k).sample(tasks[:1], True))
         for temperature, seed, top_k in ((0.0, 0, 0), (1.0, 0, 1), (1.0, 1, 1))
     ]
     assert all(same(a, b) for group in likeliest[1:] for a, b in zip(likeliest[0], group, strict=True))
@@ -177,19 +181,40 @@ def test_an_error_in_a_thread_ends_the_sampling():
     sampler.close()
 
 
+def expert(turn_tokens: int, decisions=None) -> RolloutSampler:
+    """Two prompts of two rows at a time."""
+    world = tiny_world.world(2)
+    shapes = dataclasses.replace(world.shapes, turn_tokens=turn_tokens, prompt_length=120, suffix_length=400)
+    protocol = dataclasses.replace(PROTOCOL, registry=tiny_world.default_registry(None))
+    world = dataclasses.replace(world, protocol=protocol, image_size=(512, 512, 1), shapes=shapes)
+    return RolloutSampler(world, "expert", expert_speaks(protocol, turn_tokens, decisions or {"right": 1.0}, 0))
+
+
 def test_the_expert_answers_rightly_and_knows_some_data_sets_only():
-    tasks = [PhantomSource("train", 4)[i] for i in range(4)]
-    table = dataclasses.replace(TABLE, image_size=(512, 512), registry=tiny_world.default_registry(None))
-    for task in tasks:
-        for sample in range(2):
-            episodes, _ = play(table, ExpertSpeaker({"right": 1.0}, 0), task, sample, True)
-            assert episodes.answers == (task.answer,)
-            called = [record.call.name for record in episodes.records[0] if record.call]
+    tasks = [PhantomSource("train", 16)[i] for i in range(11)]
+    groups = list(expert(120).sample(tasks, True))
+    for task, group in zip(tasks, groups, strict=True):
+        for sample, candidate in enumerate(group):
+            played = candidate.played
+            assert (played.task.id, played.sample, played.source) == (task.id, sample, "expert")
+            assert (played.stop, played.records[-1].turn.action) == (Stop.ANSWER, task.answer)
+            called = [record.call.name for record in played.records if record.call]
             assert called == [call.name for call in task.chain]
-    again = [play(table, ExpertSpeaker({"right": 1.0}, 0), tasks[0], 1, True)[0].records for _ in range(2)]
-    assert again[0] == again[1]
+            assert candidate.fits
+            assert all(text for text, record in zip(played.texts, played.records, strict=True) if record.call)
+    assert any(task.chain for task in tasks)
+    alone = list(expert(120).sample(tasks[10:], True))
+    assert all(same(a, b) for a, b in zip(alone[0], groups[10], strict=True))
+    for group in expert(120, {"right": 0.5, "direct": 0.5}).sample(tasks, False):
+        assert all(len(candidate.played.records) == 1 for candidate in group)
     with pytest.raises(RunError, match="no scripted expert for noise"):
-        play(TABLE, ExpertSpeaker({"right": 1.0}, 0), tiny_world.task(0), 0, True)
+        list(expert(120).sample([tiny_world.task(0)], True))
+
+
+def test_what_of_the_expert_does_not_fit_is_said():
+    tasks = [PhantomSource("train", 4)[i] for i in range(2)]
+    for group in expert(5).sample(tasks, True):
+        assert [(candidate.fits, candidate.played.stop) for candidate in group] == [(False, Stop.MAX_TOKENS)] * 2
 
 
 def test_many_images_in_one_question():

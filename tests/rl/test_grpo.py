@@ -53,6 +53,15 @@ def test_a_step_can_be_repeated(stage):
     assert metrics["entropy"] != first_step(dataclasses.replace(stage, seed=1))[1]["entropy"]
 
 
+def test_nothing_goes_to_the_device_or_comes_back_unasked(stage):
+    state, _ = stage.step(stage.start(tiny_world.own_params()), 1, TASKS)
+    with jax.transfer_guard("disallow"):
+        state, metrics = stage.step(state, 2, TASKS)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jax.jit(lambda x: x + 1)(np.ones(3))  # the guard works here, too
+    assert jax.device_get(metrics)["tokens_sampled"] > 0
+
+
 def test_training_raises_the_reward(stage):
     state, rewards = stage.start(tiny_world.own_params()), []
     for number in range(1, 41):

@@ -40,7 +40,7 @@ def opened(begun, entry=(0, 1)) -> State:
     return engine.prefill(params, engine.start(params), packed(opening), features)
 
 
-def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0) -> Going:
+def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0, least=1) -> Going:
     """Two rows of each prompt, at their beginning, in the slots' order."""
     last_P = prompts.tokens[np.arange(P), prompts.length - 1]
     names = row_keys(seed, 0, ["a", "a", "b", "b"], np.array([0, 1, 0, 1]))
@@ -52,12 +52,13 @@ def going(prompts, left, seat=(0, 1, 2, 3), temperature=1.0, seed=0) -> Going:
         zeros,
         (prompts.length - 1)[two],
         left,
+        np.full(B, least),
         names,
         sampling,
     )
 
 
-def decode(begun, left, *, limit=16, least=1, state=None, **changes):
+def decode(begun, left, *, state=None, **changes):
     engine, prompts, _ = begun
     rows, count_M = going(prompts, left, **changes), prompts.length - 1
     params = tiny_world.model()[1]
@@ -66,8 +67,6 @@ def decode(begun, left, *, limit=16, least=1, state=None, **changes):
         opened(begun) if state is None else state,
         packed(rows),
         count_M,
-        limit,
-        least,
         engine.banned_V,
         length=120,
     )
@@ -108,9 +107,9 @@ def test_a_turn_ends_with_its_end_and_nothing_after(begun):
         np.testing.assert_array_equal(held, drawn.count)
 
 
-def test_a_call_ends_at_its_limit_or_when_few_go_on(begun):
+def test_a_call_ends_when_all_is_drawn_or_few_go_on(begun):
     whole = jax.device_get(decode(begun, [16] * B)[1])
-    some = jax.device_get(decode(begun, [16] * B, limit=3)[1])
+    some = jax.device_get(decode(begun, [3] * B)[1])
     np.testing.assert_array_equal(some.count, np.minimum(whole.count, 3))
     np.testing.assert_array_equal(
         some.tokens[:, :3], np.where(np.arange(3) < some.count[:, None], whole.tokens[:, :3], 0)
@@ -131,14 +130,14 @@ def test_a_row_may_sit_anywhere(begun):
         seat=np.array([0, 3, 2, 1])
     )  # entry 0 holds the second prompt
     state, count_M = opened(begun, (1, 0)), (prompts.length - 1)[::-1]
-    _, drawn = engine.decode(tiny_world.model()[1], state, packed(moved), count_M, 16, 1, engine.banned_V, length=120)
+    _, drawn = engine.decode(tiny_world.model()[1], state, packed(moved), count_M, engine.banned_V, length=120)
     np.testing.assert_array_equal(drawn.tokens, base.tokens[order])
     np.testing.assert_allclose(drawn.logprobs, base.logprobs[order], atol=1e-5)
     # A slot with nobody in it changes nothing for the others.
     rows = going(prompts, [16, 0, 16, 16], seat=(0, P * 2, 2, 3))
     _, drawn = jax.device_get(
         engine.decode(
-            tiny_world.model()[1], opened(begun), packed(rows), prompts.length - 1, 16, 1, engine.banned_V, length=120
+            tiny_world.model()[1], opened(begun), packed(rows), prompts.length - 1, engine.banned_V, length=120
         )
     )
     np.testing.assert_array_equal(drawn.tokens[[0, 2, 3]], base.tokens[[0, 2, 3]])

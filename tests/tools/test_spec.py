@@ -194,13 +194,6 @@ def test_a_registry_holds_the_tools_that_were_named():
         default_registry((ZOOM,)).parse(ToolCall(FLIP, {"axis": "vertical", "img_idx": 0}), IMAGES)
 
 
-def test_image_info_follows_the_view():
-    frame = fr.full_frame(300, 500, (0.0, 255.0), 0)
-    assert ImageInfo.of(frame, "grey") == ImageInfo(300, 500, "grey", (0, 255))
-    turned = fr.zoom(fr.rotate(frame, 1), np.array([0, 0, 500, 1000]))
-    assert ImageInfo.of(turned, "grey") == ImageInfo(500, 150, "grey", (0, 255))
-
-
 # One row each of a batch: the call of one conversation that has two images, or None.
 MIXED = [
     (ZOOM, {"bbox_2d": [BOX, [500, 500, 900, 800]], "img_idx": 0}),
