@@ -120,6 +120,7 @@ class Rollout:
     decode_slots, decode_lengths: () for the largest only, which all tables are filled up with.
     slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
     prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh.
+    vision_kernel, decode_kernel: ways to compute attention, see models.attention; `scripts/bench_kernels.py` says which is fastest.
     """
 
     prompts: int = 16
@@ -139,6 +140,8 @@ class Rollout:
     decode_tokens: int = 32
     idle: float = 0.25
     overlap: int = 0
+    vision_kernel: str = "plain"
+    decode_kernel: str = "plain"
 
     def __post_init__(self):
         if not 0 < self.idle <= 1 or min(self.slots, self.pool, self.overlap) < 0:

@@ -22,6 +22,7 @@ from mvg_jax.errors import RunError
 from mvg_jax.mesh import make_mesh, shard_count
 from mvg_jax.models import config as model_shapes
 from mvg_jax.models import hf
+from mvg_jax.models.attention import DECODE, LEAST, VISION, Kernels
 from mvg_jax.models.axes import check_tensor_axis, place, place_array
 from mvg_jax.models.lora import add_lora, merge_lora
 from mvg_jax.models.tokenizer import load_tokenizer, named_token
@@ -88,8 +89,8 @@ class Experiment:
         )
 
     def engine(self, world: World) -> Engine:
-        dtype = jnp.dtype(self.config.model.compute_dtype)
-        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V, dtype)
+        dtype, kernels = jnp.dtype(self.config.model.compute_dtype), rollout_kernels(self.config, world.shapes)
+        return Engine(self.graph, world.shapes, self.protocol.vocabulary.end_of_turn, self.banned_V, dtype, kernels)
 
     @property
     def tasks(self) -> TaskSets:
@@ -198,6 +199,21 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         idle=r.idle,
         overlap=r.overlap,
     )
+
+
+def rollout_kernels(config: Config, shapes: Shapes) -> Kernels:
+    """The ways to compute attention that the config names. RunError for unknown ones, and for shapes that they cannot take."""
+    r = config.rollout
+    for name, known in (("vision_kernel", VISION), ("decode_kernel", DECODE)):
+        if getattr(r, name) not in known:
+            raise RunError(f"config.rollout.{name} {getattr(r, name)!r}: one of {', '.join(known)}")
+    if (r.vision_kernel, r.decode_kernel) != ("plain", "plain") and config.mesh.tensor > 1:
+        raise RunError("config.rollout: kernels other than plain do not split heads over config.mesh.tensor")
+    if r.decode_kernel == "pallas" and min(*shapes.decode_lengths, shapes.prompt_length) < LEAST:
+        raise RunError(
+            f"config.rollout.decode_kernel pallas: no entry of decode_lengths, nor prompt_length, may be less than {LEAST}"
+        )
+    return Kernels(r.vision_kernel, r.decode_kernel)
 
 
 def policy_learner(config: Config, graph: nnx.GraphDef, banned_V: np.ndarray) -> Learner:

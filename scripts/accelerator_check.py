@@ -200,14 +200,21 @@ def step_benchmark() -> tuple[bool, str]:
 
 
 def step_rollout() -> tuple[bool, str]:
-    """Rollouts of the 8B shape with random bfloat16 weights, 64 rows of fixed work, beside their floors and transformers."""
+    """Rollouts of the 8B shape with random bfloat16 weights, 64 rows of fixed work, with the kernels that are fastest here, beside
+    their floors and transformers."""
+    import bench_kernels
     import bench_rollout
     import rollout_work
 
     small = {"rows": 4, "group": 2, "prompt_tokens": 80, "observation_tokens": 48, "turn_tokens": 4}
     large = {"rows": 64, "group": 8, "prompt_tokens": 600, "observation_tokens": 300, "turn_tokens": 128}
     work = rollout_work.Work(**(large if accelerated() else small))
-    setting = rollout_work.fixed(real_config("internvl3_8b"), work)
+    config = real_config("internvl3_8b")
+    found = bench_kernels.measure(config, 5 if accelerated() else 1)
+    bench_kernels.show(found)
+    kernels = {bench_kernels.OPTION[name]: kernel for name, kernel in bench_kernels.fastest(found).items()}
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **kernels))
+    setting = rollout_work.fixed(config, work)
     figures = bench_rollout.measure(setting, 3 if accelerated() else 1, ("transformers",))
     bench_rollout.show(figures)
     least = {
@@ -219,7 +226,8 @@ def step_rollout() -> tuple[bool, str]:
     passed = figures["compiles_after_warmup"] == 0
     passed &= not accelerated() or all(figures[name] >= value for name, value in least.items())
     return passed, (
-        f"{figures['tokens_per_second']:,.0f} tokens/s, {figures['ratio/transformers']:.2f} times transformers; share of the floor: "
+        f"{', '.join(f'{name} {kernel}' for name, kernel in kernels.items())}; {figures['tokens_per_second']:,.0f} tokens/s, "
+        f"{figures['ratio/transformers']:.2f} times transformers; share of the floor: "
         + ", ".join(
             f"{name} {figures[f'floor_share/{name}']:.2f}" for name in ("encode", "prefill", "extend", "decode")
         )

@@ -41,7 +41,7 @@ from mvg_jax import config as configs
 from mvg_jax import program
 from mvg_jax.compiles import CompileCount, compile_all, use_cache
 from mvg_jax.errors import RunError
-from mvg_jax.experiment import enter_mesh, export
+from mvg_jax.experiment import enter_mesh, export, rollout_kernels
 from mvg_jax.metrics import write_atomically
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.rollout.engine import Engine, Shapes, state_bytes
@@ -202,9 +202,8 @@ def reprefill_of(setting: Setting) -> Callable[[], Policy]:
 
     def engine_of(shapes: Shapes) -> Engine:
         if shapes not in engines:
-            engines[shapes] = Engine(
-                graph, shapes, end_of_turn, np.asarray(banned_V), jnp.dtype(config.model.compute_dtype)
-            )
+            dtype, kernels = jnp.dtype(config.model.compute_dtype), rollout_kernels(config, shapes)
+            engines[shapes] = Engine(graph, shapes, end_of_turn, np.asarray(banned_V), dtype, kernels)
         return engines[shapes]
 
     def make() -> Policy:

@@ -212,6 +212,11 @@ def test_what_evaluate_cannot_do_is_one_clear_line(arguments, words):
         (("--config.stages=('rl',)",), ("rl", "grpo")),
         (("--resume",), ("nothing to resume",)),
         (("--config.rollout.observation_lengths=(8,)",), ("observation_lengths",)),
+        (("--config.rollout.decode_kernel=flash",), ("decode_kernel 'flash'", "pallas")),
+        (
+            ("--config.rollout.decode_kernel=pallas", "--config.rollout.decode_lengths=(8,)"),
+            ("prompt_length", "less than 16"),
+        ),
         (("--config.mesh.tensor=3",), ("config.mesh.tensor is 3", "4 query heads")),
         (("--config.mesh.data=3",), ("16", "multiples of", "3")),
         (("--config.mesh.fsdp=64",), ("needs 64 devices",)),

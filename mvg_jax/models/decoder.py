@@ -9,6 +9,7 @@ A row's context is [prompt shared by its group | its own suffix]. The four uses 
     packed    prefix=None    cache=None     several conversations in a row, each from its own first token on
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,16 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.mesh import axis_size, by_shard, constrain
+from mvg_jax.models.attention import live_attention, merge_attention, partial_attention, prefix_attention
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.layers import (
     ACTIVATIONS,
     QUERIES,
     apply_rope,
     by_positions,
-    merge_attention,
     mrope_axes,
-    partial_attention,
-    prefix_attention,
     rope_tables,
     run_layer,
 )
@@ -86,7 +85,7 @@ def _write(
 
 class Attention(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.decode_kernel = config, "plain"  # one of attention.DECODE
         D, C = config.hidden_size, config.head_dim
         H, K = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = nnx.Linear(D, H * C, use_bias=config.attention_bias, rngs=rngs)
@@ -120,14 +119,19 @@ class Attention(nnx.Module):
 
         def attend(q_BxTxHxC, last_BxT, *first_BxT):
             """last_BxT, first_BxT: the last and, where they are not all there, the first key that each query sees."""
-            key_S = jnp.arange(k.shape[-1])[None, None, :]
-            seen_BxTxS = key_S <= last_BxT[:, :, None]
-            for first in first_BxT:
-                seen_BxTxS &= key_S >= first[:, :, None]
-            parts = [partial_attention(q_BxTxHxC, k, v, seen_BxTxS)]
-            if prefix is not None:
-                shared = prefix_attention if prefix[-1] is None else by_shard(prefix_attention)
-                parts.append(shared(q_BxTxHxC, *prefix))
+            if cache is not None and T == 1:
+                parts = [live_attention(q_BxTxHxC, k, v, last_BxT[:, 0] + 1, self.decode_kernel)]
+            else:
+                key_S = jnp.arange(k.shape[-1])[None, None, :]
+                seen_BxTxS = key_S <= last_BxT[:, :, None]
+                for first in first_BxT:
+                    seen_BxTxS &= key_S >= first[:, :, None]
+                parts = [partial_attention(q_BxTxHxC, k, v, seen_BxTxS)]
+            if prefix is not None and prefix[-1] is None:
+                parts.append(prefix_attention(q_BxTxHxC, *prefix))
+            elif prefix is not None:
+                shared = functools.partial(prefix_attention, kernel=self.decode_kernel)
+                parts.append(by_shard(shared)(q_BxTxHxC, *prefix))
             return merge_attention(parts).astype(x_BxTxD.dtype)
 
         out = by_positions(attend, QUERIES, q, last_BxT, *(() if first_BxT is None else (first_BxT,)))

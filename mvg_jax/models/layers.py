@@ -1,4 +1,4 @@
-"""Blocks every family is built from: activations, rotary positions, and attention over a shared prefix and an own suffix."""
+"""Blocks every family is built from: activations, pixels, rotary positions, and passes over a part of the positions at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,31 +61,6 @@ def apply_rope(x_BxTxHxC: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Arra
     return rotated.astype(x_BxTxHxC.dtype)
 
 
-def partial_attention(
-    q_BxTxHxC: jax.Array, k_BxKxCxS: jax.Array, v_BxKxSxC: jax.Array, mask_BxTxS: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Attention over one part of the keys, not yet normalised: (weighted sum [B,T,H,C], sum [B,T,H,1], max [B,T,H,1]).
-
-    All float32. Parts over disjoint keys are joined by `merge_attention`. Keys and values come as both products want them, so that
-    nothing of a cache is transposed for a token: on CPU that is most of the cost.
-    """
-    B, T, H, C = q_BxTxHxC.shape
-    K, S = k_BxKxCxS.shape[1], k_BxKxCxS.shape[3]
-    # The queries of a head that shares keys, side by side: one plain product each, in this order of operands.
-    q_BxKxQxC = q_BxTxHxC.reshape(B, T, K, H // K, C).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, C)
-    scores = jnp.matmul(q_BxKxQxC, k_BxKxCxS, preferred_element_type=jnp.float32) * C**-0.5
-    scores = jnp.where(mask_BxTxS[:, None, None], scores.reshape(B, K, -1, T, S), MASKED).reshape(B, K, -1, S)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.matmul(weights.astype(v_BxKxSxC.dtype), v_BxKxSxC, preferred_element_type=jnp.float32)
-
-    def rows_first(x_BxKxQx):
-        return x_BxKxQx.reshape(B, K, H // K, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
-
-    return rows_first(out), rows_first(total), rows_first(top)
-
-
 def by_positions(f: Callable, size: int, *rows_BxTx: jax.Array) -> Any:
     """f(*rows), a pytree of [B, T, ...], for `size` of the T positions at a time (0: all), with the backward pass likewise:
     what f makes on its way never exists for all of them."""
@@ -100,41 +75,3 @@ def by_positions(f: Callable, size: int, *rows_BxTx: jax.Array) -> Any:
     parts = jax.lax.map(lambda part: jax.checkpoint(f)(*part), tuple(map(cut, rows_BxTx)))
     joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :T]
     return jax.tree.map(joined, parts)
-
-
-def merge_attention(parts: list[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-    """Joins parts by log-sum-exp: exactly the attention over the union of their keys. [B, T, H, C] float32."""
-    top = parts[0][2]
-    for _, _, other in parts[1:]:
-        top = jnp.maximum(top, other)
-    out = sum(out * jnp.exp(part_top - top) for out, _, part_top in parts)
-    total = sum(total * jnp.exp(part_top - top) for _, total, part_top in parts)
-    return out / total
-
-
-def prefix_attention(
-    q_BxTxHxC: jax.Array,
-    k_PxKxCxL: jax.Array,
-    v_PxKxLxC: jax.Array,
-    length_P: jax.Array,
-    seat_B: jax.Array | None = None,
-    row_PxG: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Part of attention over the prompt that the rows of a group share: its keys are read once per group.
-
-    The rows of a group stand side by side, G = B/P each; or they stand anywhere: row_PxG names those of each prompt (B: none),
-    seat_B the place of each row in it, flattened (P*G: none; such a row attends to nothing).
-    """
-    T, H, C = q_BxTxHxC.shape[1:]
-    P, L = len(k_PxKxCxL), k_PxKxCxL.shape[-1]
-    if row_PxG is not None:
-        q_BxTxHxC = q_BxTxHxC.at[row_PxG.reshape(-1)].get(mode="fill", fill_value=0)
-    queries = len(q_BxTxHxC) // P * T
-    mask_PxQxL = jnp.broadcast_to((jnp.arange(L)[None, :] < length_P[:, None])[:, None], (P, queries, L))
-    parts = partial_attention(q_BxTxHxC.reshape(P, queries, H, C), k_PxKxCxL, v_PxKxLxC, mask_PxQxL)
-    parts = [x.reshape(-1, T, H, x.shape[-1]) for x in parts]
-    if seat_B is None:
-        return tuple(parts)
-    return tuple(
-        x.at[seat_B].get(mode="fill", fill_value=empty) for x, empty in zip(parts, (0, 0, MASKED), strict=True)
-    )

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mvg_jax.mesh import constrain
+from mvg_jax.models.attention import whole_attention
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig
 from mvg_jax.models.layers import ACTIVATIONS, apply_rope, normalise, run_layer
 from mvg_jax.models.vlm import VisionLanguageModel
@@ -73,7 +74,7 @@ def _norm(config: QwenVisionConfig, size: int, rngs: nnx.Rngs) -> nnx.Module:
 
 class VisionAttention(nnx.Module):
     def __init__(self, config: QwenVisionConfig, rngs: nnx.Rngs):
-        self.heads = config.num_heads
+        self.heads, self.vision_kernel = config.num_heads, "plain"  # one of attention.VISION
         D = config.hidden_size
         self.qkv = nnx.Linear(D, 3 * D, rngs=rngs)
         self.proj = nnx.Linear(D, D, rngs=rngs)
@@ -85,11 +86,9 @@ class VisionAttention(nnx.Module):
         qkv = self.qkv(x_NxSxD).reshape(N, W * S, 3, self.heads, D // self.heads)
         q, k = (apply_rope(qkv[:, :, i], sin, cos) for i in (0, 1))
         q, k, v = (y.reshape(N, W, S, self.heads, D // self.heads) for y in (q, k, qkv[:, :, 2]))
-        scores = jnp.einsum("nwqhc,nwkhc->nwhqk", q, k, preferred_element_type=jnp.float32) * (D // self.heads) ** -0.5
-        if not real_WxS.all():
-            scores = jnp.where(real_WxS[None, :, None, None, :], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return self.proj(jnp.einsum("nwhqk,nwkhc->nwqhc", weights, v).reshape(N, W * S, D))
+        real_NWxS = None if real_WxS.all() else np.tile(real_WxS, (N, 1))
+        out = whole_attention(*(y.reshape(N * W, S, *y.shape[3:]) for y in (q, k, v)), self.vision_kernel, real_NWxS)
+        return self.proj(out.reshape(N, W * S, D))
 
 
 class VisionMLP(nnx.Module):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mvg_jax.mesh import constrain
+from mvg_jax.models.attention import whole_attention
 from mvg_jax.models.config import ModelConfig, VisionConfig
 from mvg_jax.models.layers import ACTIVATIONS, normalise, run_layer
 
@@ -16,7 +17,7 @@ def _norm(config: VisionConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
-        self.heads = config.num_attention_heads
+        self.heads, self.vision_kernel = config.num_attention_heads, "plain"  # one of attention.VISION
         D = config.hidden_size
         self.q_proj = nnx.Linear(D, D, use_bias=config.attention_bias, rngs=rngs)
         self.k_proj = nnx.Linear(D, D, use_bias=config.attention_bias, rngs=rngs)
@@ -31,9 +32,7 @@ class VisionAttention(nnx.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(N, S, self.heads, D // self.heads) for y in (q, k, v))
-        scores = jnp.einsum("nqhc,nkhc->nhqk", q, k, preferred_element_type=jnp.float32) * (D // self.heads) ** -0.5
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return self.projection_layer(jnp.einsum("nhqk,nkhc->nqhc", weights, v).reshape(N, S, D))
+        return self.projection_layer(whole_attention(q, k, v, self.vision_kernel).reshape(N, S, D))
 
 
 class VisionLayer(nnx.Module):

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from mvg_jax.mesh import abstract, by_shard, constrain, shard_count
+from mvg_jax.models.attention import PLAIN, Kernels
 from mvg_jax.models.axes import to_sampling
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.decoder import Prefix, Suffix, suffix_bytes
@@ -143,7 +144,7 @@ class Engine:
     """The compiled programs of one model and one table of shapes. Weights are an argument (a list of arrays, which takes a call less
     time to go through than an nnx.State): the engine holds none. Openings, what is told and who goes on come packed.
 
-    dtype: that `weights` casts to; None: none.
+    dtype: that `weights` casts to; None: none. kernels: ways to compute attention.
     """
 
     def __init__(
@@ -153,18 +154,20 @@ class Engine:
         end_of_turn: int,
         banned_V: np.ndarray,
         dtype: jnp.dtype | None = None,
+        kernels: Kernels = PLAIN,
     ):
         self.shapes = shapes
         self._graph, self._dtype = graph, dtype
+        model = functools.partial(_model, graph, kernels)
         self.banned_V = jnp.asarray(banned_V)
-        self.start = jax.jit(functools.partial(_start, graph, shapes))
+        self.start = jax.jit(functools.partial(_start, model, shapes))
         self.see = jax.jit(by_shard(_see), donate_argnums=0)
-        self.encode = jax.jit(functools.partial(_encode, graph, max(shapes.encode_batches)))
-        self.prefill = jax.jit(functools.partial(_prefill, graph), donate_argnums=1)
-        self.extend = jax.jit(functools.partial(_extend, graph), donate_argnums=1)
+        self.encode = jax.jit(functools.partial(_encode, model, max(shapes.encode_batches)))
+        self.prefill = jax.jit(functools.partial(_prefill, model), donate_argnums=1)
+        self.extend = jax.jit(functools.partial(_extend, model), donate_argnums=1)
         self.move = jax.jit(_move, donate_argnums=0)
         self.decode = jax.jit(
-            functools.partial(_decode, graph, shapes.group, shapes.decode_tokens, end_of_turn),
+            functools.partial(_decode, model, shapes.group, shapes.decode_tokens, end_of_turn),
             donate_argnums=1,
             static_argnames="length",
         )
@@ -231,13 +234,19 @@ def state_bytes(config: TextConfig, shapes: Shapes, itemsize: int) -> int:
     return prompts + suffix_bytes(config, shapes.slots, shapes.suffix_length, itemsize)
 
 
+def _model(graph: nnx.GraphDef, kernels: Kernels, params: list[jax.Array]) -> nnx.Module:
+    model = nnx.merge(graph, params)
+    model.set_attributes(**kernels._asdict())
+    return model
+
+
 def _laid_out(state: State) -> State:
     return jax.tree.map(lambda x: constrain(x, *STATE_AXES), state)
 
 
-def _start(graph, shapes: Shapes, params) -> State:
+def _start(model, shapes: Shapes, params) -> State:
     """An empty cache."""
-    model = nnx.merge(graph, params)
+    model = model(params)
     text, dtype = model.config.text, model.language_model.embed_tokens.embedding.dtype
     empty = lambda rows, length: Suffix.empty(text, rows, length, dtype)[:2]
     return _laid_out(State(*empty(shapes.pool, shapes.prompt_length), *empty(shapes.slots, shapes.suffix_length)))
@@ -248,7 +257,7 @@ def _see(views_SxVxHxWx3, new_nxRxHxWx3, slot_n, place_nxR) -> jax.Array:
     return views_SxVxHxWx3.at[slot_n[:, None], place_nxR].set(new_nxRxHxWx3, mode="drop")
 
 
-def _encode(graph, capacity: int, params, views_SxVxHxWx3, index_n) -> jax.Array:
+def _encode(model, capacity: int, params, views_SxVxHxWx3, index_n) -> jax.Array:
     """Features [F, E, W] of the views named by index_n into [S*V] (S*V: none), in that order; F = capacity, 0 from n on."""
     shards = shard_count()
 
@@ -259,7 +268,7 @@ def _encode(graph, capacity: int, params, views_SxVxHxWx3, index_n) -> jax.Array
         missing = capacity // shards - len(features_nxExW)
         return jnp.pad(features_nxExW, ((0, missing), (0, 0), (0, 0)))
 
-    features_nxExW = nnx.merge(graph, params).encode_images(by_shard(take)(views_SxVxHxWx3, index_n))
+    features_nxExW = model(params).encode_images(by_shard(take)(views_SxVxHxWx3, index_n))
     return by_shard(padded)(constrain(features_nxExW, "batch"))
 
 
@@ -277,18 +286,18 @@ def _take(of, index):
     return jax.tree.map(lambda x: x.at[index].get(mode="clip"), of)
 
 
-def _prefill(graph, params, state: State, opening: Packed, features_FxExW) -> State:
+def _prefill(model, params, state: State, opening: Packed, features_FxExW) -> State:
     """Runs prompts once, for all rows of their groups."""
-    model, opening = nnx.merge(graph, params), opening.unpack()
+    model, opening = model(params), opening.unpack()
     features = by_shard(_pick)(features_FxExW, opening.seen)
     _, prompt = model.prefill(opening.tokens_PxL, opening.count, features)
     pool = by_shard(_put)(state[:2], (prompt.keys, prompt.values), opening.entry)
     return _laid_out(State(*pool, *state[2:]))
 
 
-def _extend(graph, params, state: State, told: Packed, features_FxExW) -> State:
+def _extend(model, params, state: State, told: Packed, features_FxExW) -> State:
     """Appends what rows are told to their keys and values."""
-    model, told = nnx.merge(graph, params), told.unpack()
+    model, told = model(params), told.unpack()
     positions, _ = model.positions(told.tokens_nxX, told.count, told.position)
     x_nxXxW = model.embed(told.tokens_nxX, by_shard(_pick)(features_FxExW, told.seen))
     prefix = Prefix(*by_shard(_take)(state[:2], told.entry), told.prompt_count)
@@ -304,7 +313,7 @@ def _move(state: State, from_n: jax.Array, to_n: jax.Array) -> State:
 
 
 def _decode(
-    graph,
+    model,
     group,
     most,
     end_of_turn,
@@ -320,7 +329,7 @@ def _decode(
     It also ends as soon as fewer than `least` slots go on: the host has something better to do than to wait for the last. `going`
     may name the first slots only, and `length` be less than a row may hold: the others, and what lies beyond, are left alone.
     """
-    model, going = nnx.merge(graph, params), going.unpack()
+    model, going = model(params), going.unpack()
     S = len(going.left)
 
     def rows_of(seat_S, prompt_count_M):

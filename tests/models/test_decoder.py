@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mvg_jax.models.attention import merge_attention, partial_attention, prefix_attention
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.decoder import Decoder, Prefix, Suffix, suffix_bytes
-from mvg_jax.models.layers import apply_rope, merge_attention, partial_attention, prefix_attention, rope_tables
+from mvg_jax.models.layers import apply_rope, rope_tables
 from tests import tiny_world
 
 CONFIG = TextConfig(

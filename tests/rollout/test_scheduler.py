@@ -10,6 +10,7 @@ from mvg_jax.env.episode import Stop
 from mvg_jax.env.protocol import render_turn
 from mvg_jax.errors import RunError
 from mvg_jax.frames import full_frame
+from mvg_jax.models.attention import PLAIN, Kernels
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine
 from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
@@ -275,8 +276,8 @@ def slotted(slots: int, tasks=MANY, **changes) -> World:
     return dataclasses.replace(world, shapes=dataclasses.replace(shapes, **changes))
 
 
-def play_in_slots(world: World, script=None):
-    engine = Engine(tiny_world.model()[0], world.shapes, VOCABULARY.end_of_turn, LETTERS)
+def play_in_slots(world: World, script=None, kernels: Kernels = PLAIN):
+    engine = Engine(tiny_world.model()[0], world.shapes, VOCABULARY.end_of_turn, LETTERS, kernels=kernels)
     policy = sampled(LETTERS, rows=world.shapes.rows, group=4, engine=engine)
     if script is not None:
         policy = GuidedPolicy(ScriptedPolicy(PROTOCOL, script, world.shapes.turn_tokens), policy, 2)
@@ -323,6 +324,14 @@ def test_samples_do_not_depend_on_slots_or_schedule(at_once, slots, changes):
     assert episodes.records == expected_episodes.records
     drawn_tokens = phases.counts["tokens/queued"] + phases.counts["tokens/drain"]
     assert drawn_tokens == (t.logprob_BxL < 0).sum() > 300
+
+
+def test_samples_do_not_depend_on_the_kernel(at_once):
+    world = slotted(7, decode_lengths=(40, 120))
+    t, _, _ = play_in_slots(world, SCRIPT, Kernels(decode_kernel="pallas"))
+    expected, _, _ = at_once
+    np.testing.assert_array_equal(t.tokens_BxL, expected.tokens_BxL)
+    np.testing.assert_allclose(t.logprob_BxL, expected.logprob_BxL, atol=1e-5)
 
 
 def test_rows_in_slots_are_those_of_a_plain_pass(at_once):
