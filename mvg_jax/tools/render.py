@@ -88,17 +88,23 @@ def stack_sources(
     kinds = {(image.dtype, image.shape[2:]) for images in pixels for image in images}
     if len(kinds) > 1:
         raise ValueError(f"images of one bucket share dtype and channels, not {sorted(map(str, kinds))}")
-    padded = [[_padded(images[i], height, width) for i in row] for images, row in zip(pixels, order, strict=True)]
+    first = pixels[0][0]
+    stacked = np.empty((len(pixels), many, height, width, first.size // math.prod(first.shape[:2])), first.dtype)
+    for images, row, places in zip(pixels, order, stacked, strict=True):
+        for i, place in zip(row, places, strict=True):
+            _lay(images[i], place)
     pairs = [[given[i] for i in row] for given, row in zip(rescale, order, strict=True)]
-    return Sources(np.array(padded), np.array(pairs, np.float32), np.array(size, np.int32))
+    return Sources(stacked, np.array(pairs, np.float32), np.array(size, np.int32))
 
 
-def _padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[h, w] or [h, w, C] -> [height, width, C]."""
-    h, w = image.shape[:2]
+def _lay(image: np.ndarray, place_HxWxC: np.ndarray) -> None:
+    """Copies an image [h, w] or [h, w, C] to the top left corner and its last row and column into what is left."""
+    (h, w), (height, width) = image.shape[:2], place_HxWxC.shape[:2]
     if h > height or w > width:
         raise ValueError(f"an image of {h}x{w} pixels does not fit the bucket {height}x{width}")
-    return np.pad(image.reshape(h, w, -1), ((0, height - h), (0, width - w), (0, 0)), mode="edge")
+    place_HxWxC[:h, :w] = image.reshape(h, w, -1)
+    place_HxWxC[:h, w:] = place_HxWxC[:h, w - 1 : w]
+    place_HxWxC[h:] = place_HxWxC[h - 1 : h]
 
 
 @functools.partial(jax.jit, static_argnames="view")
