@@ -18,6 +18,7 @@ from mvg_jax.checkpoint import Checkpoints
 from mvg_jax.errors import RunError
 from mvg_jax.mesh import make_mesh
 from mvg_jax.models import hf
+from mvg_jax.models.attention import Kernels
 from mvg_jax.models.axes import check_tensor_axis, parameter_axes, place, place_array
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.internvl import InternVL
@@ -77,6 +78,12 @@ def test_a_mesh_computes_what_one_device_does(name):
     check_rollout(one["ledger"], many["ledger"])
     check_update(one, many)
     check_layout(many["state"], *MESHES[name][1:])
+
+
+def test_a_kernel_of_our_own_takes_each_devices_rows():
+    with on("fsdp=8"):
+        ledger, _, _ = tiny_world.play(TASKS, script=SCRIPT, kernels=Kernels(decode_kernel="pallas"))
+    check_rollout(result(None)["ledger"], ledger)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from mvg_jax.env.chat import make_vocabulary
 from mvg_jax.env.episode import Episodes, Limits
 from mvg_jax.env.protocol import Protocol
 from mvg_jax.experiment import folder
+from mvg_jax.models.attention import PLAIN, Kernels
 from mvg_jax.models.axes import place
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
@@ -142,13 +143,13 @@ def world(prompts: int, group: int = 2) -> World:
 
 
 @functools.cache
-def _engine(prompts: int, group: int) -> Engine:
-    return Engine(model()[0], world(prompts, group).shapes, VOCABULARY.end_of_turn, SPECIAL)
+def _engine(prompts: int, group: int, kernels: Kernels) -> Engine:
+    return Engine(model()[0], world(prompts, group).shapes, VOCABULARY.end_of_turn, SPECIAL, kernels=kernels)
 
 
-def engine(prompts: int, banned_V: np.ndarray, group: int = 2) -> Engine:
+def engine(prompts: int, banned_V: np.ndarray, group: int = 2, kernels: Kernels = PLAIN) -> Engine:
     """The engine of world(prompts, group): compiled once, whatever is banned."""
-    made = copy.copy(_engine(prompts, group))
+    made = copy.copy(_engine(prompts, group, kernels))
     made.banned_V = jnp.asarray(banned_V)
     return made
 
@@ -176,13 +177,14 @@ def play(
     sample_B: np.ndarray | None = None,
     temperature: float = 1.0,
     banned_V: np.ndarray = LETTERS,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Trajectories, Episodes, Phases]:
     """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn.
 
     With several processes, tasks and script are this one's share.
     """
     prompts, rows, phases = len(tasks) * jax.process_count(), 2 * len(tasks), Phases()
-    world_, engine_ = world(prompts), engine(prompts, banned_V)
+    world_, engine_ = world(prompts), engine(prompts, banned_V, kernels=kernels)
     policy = SampledPolicy(
         engine_,
         engine_.weights(place(model()[1])),

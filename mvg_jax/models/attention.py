@@ -16,7 +16,6 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from mvg_jax.mesh import by_shard
 from mvg_jax.models.layers import MASKED
 
 VISION, DECODE = ("plain", "cudnn"), ("plain", "pallas", "cudnn")
@@ -90,7 +89,7 @@ def live_attention(
         seen_BxS = jnp.arange(S)[None] < length_B[:, None]
         mask_BxTxS = jnp.broadcast_to(seen_BxS[:, None], (len(seen_BxS), T, S))
         return partial_attention(q_BxTxHxC, k_BxKxCxS, v_BxKxSxC, mask_BxTxS)
-    attend = by_shard({"pallas": _pallas, "cudnn": _cudnn}[kernel])
+    attend = {"pallas": _pallas, "cudnn": _cudnn}[kernel]
     length_B = jnp.minimum(length_B, S).astype(jnp.int32)
     parts = attend(_by_keys(q_BxTxHxC, K), k_BxKxCxS, v_BxKxSxC, length_B)
     return tuple(_by_rows(x, T) for x in parts)

@@ -120,7 +120,8 @@ class Attention(nnx.Module):
         def attend(q_BxTxHxC, last_BxT, *first_BxT):
             """last_BxT, first_BxT: the last and, where they are not all there, the first key that each query sees."""
             if cache is not None and T == 1:
-                parts = [live_attention(q_BxTxHxC, k, v, last_BxT[:, 0] + 1, self.decode_kernel)]
+                own = functools.partial(live_attention, kernel=self.decode_kernel)
+                parts = [by_shard(own)(q_BxTxHxC, k, v, last_BxT[:, 0] + 1)]
             else:
                 key_S = jnp.arange(k.shape[-1])[None, None, :]
                 seen_BxTxS = key_S <= last_BxT[:, :, None]
