@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's experiment in miniature, on phantoms: a model that looks once and answers (a) without tools, (b) given their list, (c) after SFT
 # on collected trajectories, (d) after GRPO; the last two for three seeds. Usage: scripts/ablation.sh [FOLDER] (default: workdir/ablation).
-# About an hour on two cores; called again, it goes on where it was stopped.
+# About an hour and a half on two cores; called again, it goes on where it was stopped.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${1:-$root/workdir/ablation}
