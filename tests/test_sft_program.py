@@ -40,7 +40,8 @@ def run(program, *arguments):
 def demonstrations(tmp_path_factory):
     """What the expert does with 12 tasks."""
     out = tmp_path_factory.mktemp("demonstrations") / "w"
-    done = run("collect", "--expert", f"--out={out}", "--config.collect.tasks=12", *SMALL)
+    batches = "--config.rollout.encode_batches=(64,)"  # as many as sampling with these shapes may need
+    done = run("collect", "--expert", f"--out={out}", "--config.collect.tasks=12", *SMALL, batches)
     assert done.returncode == 0, done.stderr[-2000:]
     return out
 

@@ -15,6 +15,7 @@ from mvg_jax.models.axes import place
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig, TextConfig
 from mvg_jax.models.layers import mrope_axes
 from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
+from mvg_jax.packed import Packed, pack
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, Told
@@ -186,6 +187,11 @@ def padded(lists, length):
     return np.array(tokens, np.int32), np.array([len(ids) for ids in lists], np.int32)
 
 
+def packed(rows) -> Packed:
+    """As a policy packs them; whole numbers of any type."""
+    return pack(jax.tree.map(lambda x: np.int32(x) if x.dtype == int else np.asarray(x), rows))
+
+
 @functools.cache
 def played(family: str):
     """The ledger of three turns of every row, views in the middle, driven by hand."""
@@ -200,14 +206,14 @@ def played(family: str):
     every, prompt_B, seat_B = np.arange(B), np.arange(B) // G, np.arange(B)
     features = engine.encode(params, prompt_views, np.arange(P))
     opening = Opening(np.arange(P), tokens_PxL, length_P - 1, np.arange(P)[:, None])
-    state = engine.prefill(params, engine.start(params), opening, features)
+    state = engine.prefill(params, engine.start(params), packed(opening), features)
     pending_B, held_B = tokens_PxL[np.arange(P), length_P - 1][prompt_B], np.zeros(B, np.int32)
     after = lambda tokens, count, start: token_positions(tokens, count, start, IMAGE, grids)[1].astype(np.int32)
     position_B = after(tokens_PxL, length_P - 1, np.zeros(P, np.int32))[prompt_B]
     names, sampling = np.zeros((B, 4), np.uint32), Sampling.of(np.ones(B))
     for turn in range(3):
-        going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T, np.int32), names, sampling)
-        state, drawn = engine.decode(params, state, going, length_P - 1, T, 1, engine.banned_V, length=48)
+        going = Going(seat_B, pending_B, held_B, position_B, np.full(B, T), np.full(B, 1), names, sampling)
+        state, drawn = engine.decode(params, state, packed(going), length_P - 1, engine.banned_V, length=48)
         drawn = jax.device_get(drawn)
         ledger.append(every, drawn.tokens, drawn.count, MODEL, np.full(B, turn), drawn.logprobs)
         pending_B = drawn.tokens[every, drawn.count - 1]
@@ -221,7 +227,7 @@ def played(family: str):
                 every, prompt_B, length_P[prompt_B] - 1, fed_BxT, count_B, held_B, position_B,
                 np.arange(2 * B).reshape(B, 2),
             )  # fmt: skip
-            state = engine.extend(params, state, told, features)
+            state = engine.extend(params, state, packed(told), features)
             pending_B, held_B = tokens_BxT[every, count_B - 1], held_B + count_B
             position_B = after(fed_BxT, count_B, position_B)
             ledger.append(every, tokens_BxT, count_B, ENVIRONMENT, np.full(B, turn))
