@@ -200,8 +200,7 @@ def step_benchmark() -> tuple[bool, str]:
 
 
 def step_rollout() -> tuple[bool, str]:
-    """Rollouts of the 8B shape with random bfloat16 weights, 64 rows of fixed work, with the kernels that are fastest here, beside
-    their floors and transformers."""
+    """Rollouts of the 8B shape with random weights, fixed work, the kernels that are fastest here; their floors, and transformers."""
     import bench_kernels
     import bench_rollout
     import rollout_work

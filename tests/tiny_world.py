@@ -24,6 +24,7 @@ from mvg_jax.models.axes import place
 from mvg_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from mvg_jax.models.internvl import InternVL
 from mvg_jax.models.tokenizer import load_tokenizer
+from mvg_jax.packed import Packed, pack
 from mvg_jax.rl.learner import Learner
 from mvg_jax.rl.logprobs import Forward
 from mvg_jax.rl.objective import Objective
@@ -86,6 +87,11 @@ def model() -> tuple[nnx.GraphDef, nnx.State]:
 def own_params() -> nnx.State:
     """The weights once more, for programs that consume their argument."""
     return jax.tree.map(lambda x: jnp.array(np.array(x)), model()[1])
+
+
+def packed(rows) -> Packed:
+    """As a policy packs them; whole numbers of any type."""
+    return pack(jax.tree.map(lambda x: np.int32(x) if x.dtype == int else np.asarray(x), rows))
 
 
 def zoom(*boxes: Sequence[int], image: int = 0) -> Turn:

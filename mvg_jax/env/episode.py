@@ -205,6 +205,9 @@ def plan_step(
     """
     if outside_B is None:
         outside_B = np.full(len(episodes.tasks), Stop.RUNNING, np.int32)
+    if not len(offered_B) == len(turns) == len(outside_B) == len(episodes.tasks):
+        counts = f"{len(turns)} turns, {len(offered_B)} lists of tools, {len(outside_B)} stops"
+        raise ValueError(f"{counts} for {len(episodes.tasks)} rows")
     stop_B = episodes.stop_B.copy()
     args = ToolArgs(*(np.repeat(np.asarray(x)[None], len(turns), axis=0) for x in NO_ARGS))
     errors: list[tuple[str, str] | None] = [None] * len(turns)

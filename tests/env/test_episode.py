@@ -194,3 +194,9 @@ def test_frames_are_plain_numpy(play):
     episodes, _ = play([[LEFT, ANSWER]])
     assert isinstance(episodes.frames, Frame)
     assert all(isinstance(x, np.ndarray) for x in episodes.frames)
+
+
+def test_a_turn_too_many_is_an_error(tiny):
+    episodes = reset([tiny.task()], LIMITS)
+    with pytest.raises(ValueError, match="2 turns, 1 lists of tools, 1 stops for 1 rows"):
+        plan_step([tiny.registry], episodes, [Turn("", "yes"), Turn("", "no")])

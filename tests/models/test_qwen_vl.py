@@ -15,13 +15,13 @@ from mvg_jax.models.axes import place
 from mvg_jax.models.config import QwenVisionConfig, QwenVLConfig, TextConfig
 from mvg_jax.models.layers import mrope_axes
 from mvg_jax.models.qwen_vl import Projector, QwenVL, interpolation, make_slots
-from mvg_jax.packed import Packed, pack
 from mvg_jax.positions import token_positions
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, Told
 from mvg_jax.rollout.sampling import Sampling
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 from tests import tiny_world
+from tests.tiny_world import packed
 
 VOCAB, IMAGE, END, D = 40, 39, 38, 32
 BANNED = np.arange(VOCAB) == IMAGE
@@ -185,11 +185,6 @@ SHAPES = Shapes(
 def padded(lists, length):
     tokens = [[*ids, *[0] * (length - len(ids))] for ids in lists]
     return np.array(tokens, np.int32), np.array([len(ids) for ids in lists], np.int32)
-
-
-def packed(rows) -> Packed:
-    """As a policy packs them; whole numbers of any type."""
-    return pack(jax.tree.map(lambda x: np.int32(x) if x.dtype == int else np.asarray(x), rows))
 
 
 @functools.cache

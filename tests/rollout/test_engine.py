@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 
 from mvg_jax.compiles import CompileCount, compile_all
-from mvg_jax.packed import Packed, pack
 from mvg_jax.rollout.engine import Engine, Going, Opening, Shapes, State, Told, bucket, state_bytes
 from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
 from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, rollout
 from mvg_jax.tools import MAX_VIEWS
 from tests import tiny_world
-from tests.tiny_world import ANSWER, ONE, TWO, flip
+from tests.tiny_world import ANSWER, ONE, TWO, flip, packed
 
 P, B = 2, 4
 MIXES = {
@@ -26,11 +25,6 @@ def begun():
     engine, params = tiny_world.engine(P, tiny_world.LETTERS), tiny_world.model()[1]
     prompts = tiny_world.world(P).prepare([tiny_world.task(0), tiny_world.task(1)], tools_on=True)
     return engine, prompts, engine.encode(params, prompts.views, np.arange(P))
-
-
-def packed(rows) -> Packed:
-    """As a policy packs them; whole numbers of any type."""
-    return pack(jax.tree.map(lambda x: np.int32(x) if x.dtype == int else np.asarray(x), rows))
 
 
 def opened(begun, entry=(0, 1)) -> State:
