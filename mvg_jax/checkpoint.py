@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,22 +160,29 @@ def _misfit(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 def _quiet(level: int):
     """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller.
 
-    When a save fails, what TensorStore has in flight finds the event loop closed and prints that too, at any time later.
+    When a save fails, what it had in flight goes on failing, and each array of it says so, at any time until the program
+    ends: TensorStore, whose event loop is closed, and asyncio, whose tasks nobody asks any more. So these stay quiet.
     """
-    logger, hook = logging.getLogger("absl"), sys.excepthook
+    log, loop_log, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
     below = lambda record: record.levelno < level
+    asked_for = lambda record: "never retrieved" not in record.getMessage()
 
-    def without_late_callbacks(kind, error, trace):
-        if not any(mark in str(error) for mark in ("Event loop is closed", "OCDBT")):
-            hook(kind, error, trace)
+    def without_late_callbacks(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
 
-    logger.addFilter(below)
-    sys.excepthook = without_late_callbacks
+    log.addFilter(below)
+    loop_log.addFilter(asked_for)
+    sys.unraisablehook = without_late_callbacks
     try:
         yield
-        sys.excepthook = hook
+        loop_log.removeFilter(asked_for)
+        sys.unraisablehook = hook
+    except Exception:
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
     finally:
-        logger.removeFilter(below)
+        log.removeFilter(below)
 
 
 def _line(error: BaseException) -> str:
