@@ -119,7 +119,8 @@ class Rollout:
 
     decode_slots, decode_lengths: () for the largest only, which all tables are filled up with.
     slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
-    prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh.
+    prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh. lanes: parts of the batch, each
+    with its share of the slots, that take turns: the host and the tools work for one while the programs of the others run.
     vision_kernel, decode_kernel: ways to compute attention, see models.attention; `scripts/bench_kernels.py` says which is fastest.
     """
 
@@ -139,15 +140,15 @@ class Rollout:
     decode_lengths: tuple[int, ...] = ()
     decode_tokens: int = 32
     idle: float = 0.25
-    overlap: int = 0
+    lanes: int = 1
     vision_kernel: str = "plain"
     decode_kernel: str = "plain"
 
     def __post_init__(self):
-        if not 0 < self.idle <= 1 or min(self.slots, self.pool, self.overlap) < 0:
-            raise RunError("config.rollout: 0 < idle <= 1, slots, pool and overlap at least 0")
-        if min(self.prefill_prompts, self.decode_tokens, self.turn_tokens) < 1:
-            raise RunError("config.rollout: prefill_prompts, decode_tokens and turn_tokens are at least 1")
+        if not 0 < self.idle <= 1 or min(self.slots, self.pool) < 0:
+            raise RunError("config.rollout: 0 < idle <= 1, slots and pool at least 0")
+        if min(self.prefill_prompts, self.decode_tokens, self.turn_tokens, self.lanes) < 1:
+            raise RunError("config.rollout: prefill_prompts, decode_tokens, turn_tokens and lanes are at least 1")
         for name in ("extend_rows", "encode_batches", "observation_lengths", "decode_slots", "decode_lengths"):
             table = getattr(self, name)
             if (not table and not name.startswith("decode")) or min(table, default=1) < 1:

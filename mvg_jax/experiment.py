@@ -167,10 +167,11 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     r, rows = config.rollout, prompts * group
     _require_shards("the prompts of a batch", (prompts,))
     whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
-    slots = whole(r.slots or rows, rows)
-    prefill_prompts = whole(r.prefill_prompts, prompts)
+    share = whole(-(-prompts // r.lanes), prompts)  # a lane's prompts
+    slots = whole(-(-(r.slots or rows) // r.lanes), share * group)
+    prefill_prompts = whole(r.prefill_prompts, share)
     # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
-    likely = prompts if slots == rows else max(2 * -(-slots // group), prefill_prompts)
+    likely = share if slots == share * group else max(2 * -(-slots // group), prefill_prompts)
     extend_rows = tuple(sorted({whole(n, slots) for n in r.extend_rows}))
     needed = max(max(extend_rows) * MAX_VIEWS, prefill_prompts * config.data.images)
     encode_batches = tuple(sorted({whole(n, needed) for n in r.encode_batches}))
@@ -183,7 +184,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         prompts=prompts,
         group=group,
         slots=slots,
-        pool=whole(r.pool or likely, prompts),
+        pool=whole(-(-r.pool // r.lanes) or likely, share),
         prompt_length=r.prompt_length,
         turn_tokens=r.turn_tokens,
         suffix_length=r.suffix_length,
@@ -197,7 +198,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         decode_lengths=tuple(sorted({min(n, r.suffix_length) for n in (*r.decode_lengths, r.suffix_length)})),
         decode_tokens=min(r.decode_tokens, r.turn_tokens),
         idle=r.idle,
-        overlap=r.overlap,
+        lanes=r.lanes,
     )
 
 

@@ -176,7 +176,7 @@ def _state_bytes(config: Config, model: VLMConfig) -> int:
 
     def state_of(layers: int) -> int:
         parts = make_parts(config, with_depth(model, layers, vision))
-        return _bytes(parts.engine.abstract_state(parts.sampling))
+        return parts.engine.shapes.lanes * _bytes(parts.engine.abstract_state(parts.sampling))
 
     one = state_of(text)
     return one + (state_of(text + 1) - one) * (model.text.num_hidden_layers - text)

@@ -104,7 +104,7 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
     figures["compiles_after_warmup"] = compiles.count - warm
 
     # ---- figures -------------------------------------------------------------------------------------------------------
-    work = load(first.trajectories, setting.world.shapes.slots)
+    work = load(first.trajectories, setting.world.shapes.slots * setting.world.shapes.lanes)
     figures |= of_ours(setting, work, found["ours"]) | of_phases(setting, work, rates, found["waiting"])
     seconds = {name: [one.seconds for one in of] for name, of in found.items()}
     ratio = lambda slow, fast: statistics.median(a / b for a, b in zip(slow, fast, strict=True))
@@ -134,7 +134,8 @@ def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str,
         "trajectories_per_second": shapes.rows / seconds,
         "rows": shapes.rows,
         "prompts": shapes.prompts,
-        "slots": shapes.slots,
+        "slots": shapes.slots * shapes.lanes,
+        "lanes": shapes.lanes,
         "sampled_tokens": work.decode,
         "goodput": work.positions / counts["positions"],
         "slot_occupancy": counts[f"tokens/{when}"] / counts[f"slot_steps/{when}"],
@@ -167,9 +168,9 @@ def turns_of(trajectories: Trajectories) -> int:
 
 
 def cache_bytes(setting: Setting) -> int:
-    """Bytes of the KV cache that the engine holds: what the formula says, or it is an error."""
+    """Bytes of the KV caches of all lanes: what the formula says, or it is an error."""
     held = jax.tree.leaves(setting.engine.abstract_state(setting.params))
-    size = sum(x.size * x.dtype.itemsize for x in held)
+    size = setting.world.shapes.lanes * sum(x.size * x.dtype.itemsize for x in held)
     formula = state_bytes(setting.experiment.model.text, setting.world.shapes, held[0].dtype.itemsize)
     if size != formula:
         raise AssertionError(f"a KV cache of {size} bytes where the formula says {formula}")

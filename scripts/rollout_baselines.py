@@ -113,7 +113,7 @@ class Reprefill:
             decode_lengths=(self._shapes.turn_tokens,),
             decode_tokens=self._shapes.turn_tokens,
             idle=1.0,
-            overlap=0,
+            lanes=1,
         )
 
     def _history(self, row_n: np.ndarray, length: int) -> Prompts:

@@ -262,6 +262,7 @@ def test_no_space_left_keeps_earlier_checkpoints(tmp_path):
     )
     assert done.returncode == 1
     *before, last = done.stderr.splitlines()
-    assert last.startswith("error: cannot save step 1") and last.endswith("(earlier checkpoints are untouched)"), last
+    assert last.startswith("error: cannot save step 1")
+    assert last.endswith("(earlier checkpoints are untouched)")
     assert all(line.startswith("compiled ") for line in before), before[:20]
     assert not list((workdir / "grpo" / "checkpoints").glob("1*"))

@@ -36,14 +36,14 @@ from mvg_jax.rollout.sampling import Sampling, draw
 class Shapes:
     """The static shapes of a rollout: with these fixed, nothing compiles after warm-up.
 
-    prompts (P) x group (G) rows, of which `slots` (S) are in the cache at a time, with the prompts of at most `pool` (M).
+    prompts (P) x group (G) rows, played in lanes that take turns (see policies.SampledPolicy). Of each lane's rows `slots` (S) are in
+    its cache at a time, with the prompts of at most `pool` (M).
     prompt_length; turn_tokens (T): most tokens sampled a turn; suffix_length: KV cache a row; prompt_images and views: images that
     a prompt and a row after it may hold.
     prefill_prompts: that one prefill takes. extend_rows, observation_lengths, encode_batches: bucket tables of extend's rows and
     tokens and of encode's views. decode_slots, decode_lengths: bucket tables of the part of the cache that decode works on, the first
     slots and their first tokens. decode_tokens (K): most tokens of a slot in one call of decode.
-    idle: share of the seated rows that may have finished their turn before decode stops for them. overlap: tokens that the others
-    draw while the host and the tools work on those; 0: they wait.
+    idle: share of the seated rows that may have finished their turn before decode stops for them.
     """
 
     prompts: int
@@ -63,7 +63,7 @@ class Shapes:
     decode_lengths: tuple[int, ...]
     decode_tokens: int
     idle: float = 0.25
-    overlap: int = 0
+    lanes: int = 1
 
     @property
     def rows(self) -> int:
@@ -71,7 +71,7 @@ class Shapes:
 
     @property
     def turn_batches(self) -> tuple[int, int]:
-        """Rows whose turns are handed to the environment at a time: a quarter of the slots, or all."""
+        """Rows whose turns are handed to the environment at a time: a quarter of a lane's slots, or all."""
         return max(self.slots // shard_count() // 4, 1) * shard_count(), self.slots
 
 
@@ -229,9 +229,9 @@ STATE_AXES = ("batch", "kv")  # of a State's arrays
 
 
 def state_bytes(config: TextConfig, shapes: Shapes, itemsize: int) -> int:
-    """Bytes of a State: keys and values of all layers, of every prompt in the pool and every slot."""
+    """Bytes of all lanes' States: keys and values of all layers, of every prompt in a pool and every slot."""
     prompts = suffix_bytes(config, shapes.pool, shapes.prompt_length, itemsize)
-    return prompts + suffix_bytes(config, shapes.slots, shapes.suffix_length, itemsize)
+    return shapes.lanes * (prompts + suffix_bytes(config, shapes.slots, shapes.suffix_length, itemsize))
 
 
 def _model(graph: nnx.GraphDef, kernels: Kernels, params: list[jax.Array]) -> nnx.Module:

@@ -2,8 +2,8 @@
 
 import collections
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from mvg_jax.env.protocol import Protocol
 from mvg_jax.mesh import agree, gather, local_shards, put_rows, shard_count
 from mvg_jax.packed import pack
 from mvg_jax.rollout.engine import Engine, Going, Opening, Told, bucket
+from mvg_jax.rollout.lanes import Flight, Lane
 from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
 from mvg_jax.rollout.slots import NONE, Slots
@@ -31,8 +32,9 @@ class SampledPolicy:
     """The model itself, drawn by the engine. seed and step name the noise, with each row's task and sample.
 
     Rows are seated in the engine's slots as these become free (see slots.py). Between two calls of decode, rows that have finished a
-    turn are handed to the environment, and those that it has answered are fed the answer. What runs next follows from tokens alone,
-    never from a clock, and is the same in all processes.
+    turn are handed to the environment, and those that it has answered are fed the answer. Lanes take turns at that: while the host
+    and the tools work for one, the programs of the others run. What runs next follows from tokens alone, never from a clock, and is
+    the same in all processes.
 
     top_k, top_p: of all rows; see `sampling.Sampling`. Not for training, whose learner scores what was drawn without them.
     """
@@ -83,73 +85,94 @@ class SampledPolicy:
         self._said: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(B)]
         self._told = [collections.deque(self._fitting(told.get(b, ()))) for b in range(B)]
         local = [[b % self._rows_a_shard for b in told if b // self._rows_a_shard == shard] for shard in range(shards)]
-        self._slots = [Slots(rows, G, shapes.slots // every, shapes.pool // every) for rows in local]
-        # Rows of each shard whose turn is over; those with something to read, and the lengths of which some wait for more.
-        self._over: list[list[int]] = [[] for _ in range(shards)]
-        self._reading: list[list[int]] = [[] for _ in range(shards)]
-        self._held: set[int] = set()
-        self._flight = None
         size = prompts.views.shape[2:]
-        with phases("start") as work:
-            self._state = self._engine.start(self._params)
-            self._views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
-            work.append((self._state, self._views))
+        self._lanes: collections.deque[Lane] = collections.deque()  # the first is the one whose turn it is
+        for lane in range(shapes.lanes):
+            mine = [[row for row in rows if row // G % shapes.lanes == lane] for rows in local]
+            slots = [Slots(rows, G, shapes.slots // every, shapes.pool // every) for rows in mine]
+            with phases("start") as work:
+                state = self._engine.start(self._params)
+                views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
+                self._lanes.append(Lane(slots, state, views, alone=shapes.lanes == 1))
+                work.append((state, views))
 
     def turns(self, phases: Phases) -> Turns | None:
         shapes = self._engine.shapes
-        while True:
-            self._seat(phases)
-            self._read(phases)
-            self._land(phases)
-            going, over, reading, queued = self._census()
+        while self._lanes:
+            lane = self._lanes[0]
+            self._seat(lane, phases)
+            self._read(lane, phases)
+            self._land(lane, phases)
+            going, over, reading, queued = self._census(lane)
             need = max(1, math.ceil(shapes.idle * (going + over)))
             if over and (over >= need or not going):
-                if shapes.overlap and going:
-                    self._launch(phases, shapes.overlap, 1, queued)
-                return self._hand_over()
+                return self._hand_over(lane)  # and comes back to this lane
             if going:
-                self._launch(phases, shapes.decode_tokens, going - (need - over) + 1, queued)
+                self._launch(lane, phases, going - (need - over) + 1, queued > 0)
+                self._lanes.rotate(-1)
             elif not reading and not queued:
-                return None
+                self._lanes.popleft().close()
+        return None
 
     def observe(self, row_n: np.ndarray, step: StepResult, running_n: np.ndarray, phases: Phases) -> None:
+        lane = self._lanes[0]  # that has handed them over
         count_n = np.where(running_n, step.count_B, 0)
         if any(agree(int(count_n.max()))):
-            self._look(row_n, step.views, count_n, phases)
+            self._look(lane, row_n, step.views, count_n, phases)
         for i in np.flatnonzero(row_n != NONE).tolist():
             shard, local = divmod(int(row_n[i]), self._rows_a_shard)
             if running_n[i]:
                 tokens = step.observation_ids[i, : step.length_B[i]].tolist()
                 self._told[row_n[i]].append(Piece(tokens, int(count_n[i])))
-                self._reading[shard].append(int(row_n[i]))
+                lane.reading[shard].append(int(row_n[i]))
             else:
-                self._slots[shard].leave(local)
+                lane.slots[shard].leave(local)
+
+    def _send(self, lane: Lane, phases: Phases, program: Callable, *arguments: Any, **static: Any) -> Any:
+        """Starts a program of the model."""
+        phases.resume(self._under_way())
+        return lane.send(program, *arguments, **static)
+
+    def _under_way(self) -> bool:
+        """Whether decode still runs for some lane."""
+        return any(lane.flight is not None and not lane.flight.drawn.count.is_ready() for lane in self._lanes)
 
     # ---- decode: started, and read later ------------------------------------------------------------------------------
 
-    def _census(self) -> tuple[int, int, int, int]:
+    def _going(self, lane: Lane) -> list[list[int]]:
+        """The rows of each shard that have tokens to draw, numbered as in the shard."""
+        return [
+            [row for row in slots.row_S.tolist() if row != NONE and self._left_B[shard * self._rows_a_shard + row]]
+            for shard, slots in enumerate(lane.slots)
+        ]
+
+    def _census(self, lane: Lane) -> tuple[int, int, int, int]:
         """Rows of all processes that have tokens to draw, have just finished a turn, have something to read, and wait for a slot."""
         many = lambda lists: sum(map(len, lists))
-        queued = sum(slots.queued for slots in self._slots)
-        counts = [(self._left_B > 0).sum(), many(self._over), many(self._reading), queued]
+        queued = sum(slots.queued for slots in lane.slots)
+        counts = [many(self._going(lane)), many(lane.over), many(lane.reading), queued]
         return tuple(gather(np.array([counts])).sum(axis=0).tolist())
 
-    def _launch(self, phases: Phases, limit: int, least: int, queued: int) -> None:
+    def _launch(self, lane: Lane, phases: Phases, least: int, queued: bool) -> None:
         """Starts decode on as much of the cache as those need who have tokens to draw."""
         shapes, every, A = self._engine.shapes, shard_count(), self._rows_a_shard
-        left_B = np.minimum(self._left_B, limit)
-        going = [np.flatnonzero(left_B[first : first + A]).tolist() for first in range(0, len(left_B), A)]
-        longest = int((self._length_B + left_B)[left_B > 0].max(initial=1))
-        most, longest = agree(max(map(len, going)), longest)
-        self._move(going, bucket(shapes.decode_slots, most * every, "rollout.decode_slots") // every, phases)
+        going = self._going(lane)
+        left_B = np.minimum(self._left_B, shapes.decode_tokens)
+        ends = [
+            self._length_B[shard * A + row] + left_B[shard * A + row]
+            for shard in range(len(going))
+            for row in going[shard]
+        ]
+        most, longest = agree(max(map(len, going)), int(max(ends, default=1)))
+        self._move(lane, going, bucket(shapes.decode_slots, most * every, "rollout.decode_slots") // every, phases)
         last = max(
-            (slots.slot(row) + 1 for slots, rows in zip(self._slots, going, strict=True) for row in rows), default=1
+            (slots.slot(row) + 1 for slots, rows in zip(lane.slots, going, strict=True) for row in rows), default=1
         )
         n = bucket(shapes.decode_slots, agree(last)[0] * every, "rollout.decode_slots") // every
         length = bucket(shapes.decode_lengths, longest, "rollout.decode_lengths")
-        seat_S = np.full((len(self._slots), n), shapes.pool // every * shapes.group, np.int32)
+        seat_S = np.full((len(lane.slots), n), shapes.pool // every * shapes.group, np.int32)
         row_S, count_M = np.full_like(seat_S, NONE), []
-        for shard, slots in enumerate(self._slots):
+        for shard, slots in enumerate(lane.slots):
             for local in going[shard]:
                 slot = slots.slot(local)
                 seat_S[shard, slot] = slots.entry(local) * shapes.group + local % shapes.group
@@ -164,16 +187,15 @@ class SampledPolicy:
             leasts = np.full(len(row_S), least, np.int32)
             going = pack(Going(seat_S, *numbers, leasts, self._names_Bx4[row_S], sampling))
             inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
-            self._state, drawn = self._engine.decode(
-                self._params, self._state, *inputs, self._engine.banned_V, length=length
-            )
+            inputs = (self._params, lane.state, *inputs, self._engine.banned_V)
+            lane.state, drawn = self._send(lane, phases, self._engine.decode, *inputs, length=length)
             work.append(drawn)
-        self._flight = row_S, drawn, queued > 0
+        lane.flight = Flight(row_S, drawn, queued)
 
-    def _move(self, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:
+    def _move(self, lane: Lane, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:
         """Seats those who go on in the first slots of each shard, where there is room."""
         shapes, every = self._engine.shapes, shard_count()
-        moves = [own.gather(rows, slots) for own, rows in zip(self._slots, going, strict=True)]
+        moves = [own.gather(rows, slots) for own, rows in zip(lane.slots, going, strict=True)]
         n, nobody = shapes.turn_batches[0] // every, shapes.slots // every
         for first in range(0, agree(max(map(len, moves)))[0], n):
             ends = np.full((len(moves), n, 2), nobody, np.int32)
@@ -181,18 +203,19 @@ class SampledPolicy:
                 for i, pair in enumerate(pairs[first : first + n]):
                     ends[shard, i] = pair
             with phases("move") as work:
-                self._state = self._engine.move(
-                    self._state, *put_rows((ends[..., 0].reshape(-1), ends[..., 1].reshape(-1)))
-                )
-                work.append(self._state)
+                from_n, to_n = put_rows((ends[..., 0].reshape(-1), ends[..., 1].reshape(-1)))
+                lane.state = self._send(lane, phases, self._engine.move, lane.state, from_n, to_n)
+                work.append(lane.state)
 
-    def _land(self, phases: Phases) -> None:
+    def _land(self, lane: Lane, phases: Phases) -> None:
         """Takes in what decode has drawn, if it was started."""
-        if self._flight is None:
+        if lane.flight is None:
             return
-        (row_S, drawn, queued), self._flight = self._flight, None
+        phases.resume(self._under_way())
+        (row_S, drawn, queued), lane.flight = lane.flight, None
         with phases("decode"):
             drawn = phases.to_host(drawn)
+        phases.rest()
         for s in np.flatnonzero(drawn.count).tolist():
             row, count = int(row_S[s]), int(drawn.count[s])
             self._said[row].append((drawn.tokens[s, :count], drawn.logprobs[s, :count]))
@@ -202,18 +225,18 @@ class SampledPolicy:
             self._left_B[row] -= count
             if drawn.ended[s] or not self._left_B[row]:
                 self._ended_B[row], self._left_B[row] = drawn.ended[s], 0
-                self._over[row // self._rows_a_shard].append(row)
+                lane.over[row // self._rows_a_shard].append(row)
         steps, drawn_tokens = int(drawn.count.max(initial=0)), int(drawn.count.sum())
         phases.counts.update(decode_calls=1, decode_steps=steps, positions=steps * len(row_S))
         when, slots = "queued" if queued else "drain", self._engine.shapes.slots // jax.process_count()
         phases.counts.update({f"slot_steps/{when}": steps * slots, f"tokens/{when}": drawn_tokens})
 
-    def _hand_over(self) -> Turns:
+    def _hand_over(self, lane: Lane) -> Turns:
         """The turns that are over, in the smaller of two batches where they fit."""
         shapes, every, T = self._engine.shapes, shard_count(), self._engine.shapes.turn_tokens
-        (most,) = agree(max(map(len, self._over)))
+        (most,) = agree(max(map(len, lane.over)))
         n = bucket(shapes.turn_batches, most * every, "rollout.slots") // every
-        row_n = np.concatenate([np.array(rows + [NONE] * (n - len(rows)), np.int32) for rows in self._over])
+        row_n = np.concatenate([np.array(rows + [NONE] * (n - len(rows)), np.int32) for rows in lane.over])
         count_n = np.zeros(len(row_n), np.int32)
         tokens, logprobs = np.zeros((len(row_n), T), np.int32), np.zeros((len(row_n), T), np.float32)
         for i in np.flatnonzero(row_n != NONE).tolist():
@@ -222,51 +245,51 @@ class SampledPolicy:
             for into, parts in zip((tokens, logprobs), zip(*said, strict=True), strict=True):
                 into[i, : count_n[i]] = np.concatenate(parts)
             self._said[row] = []
-        self._over = [[] for _ in self._over]
+        lane.over = [[] for _ in lane.over]
         return Turns(row_n, tokens, logprobs, count_n, self._ended_B[row_n] & (row_n != NONE))
 
     # ---- what rows read -----------------------------------------------------------------------------------------------
 
-    def _seat(self, phases: Phases) -> None:
+    def _seat(self, lane: Lane, phases: Phases) -> None:
         """Prompts enter the pool and rows their slots, while there is room for both."""
         shapes, every = self._engine.shapes, shard_count()
         while True:
             begun = []
-            for shard, slots in enumerate(self._slots):
+            for shard, slots in enumerate(lane.slots):
                 begun += [shard * self._rows_a_shard + local for local in slots.fill()]
-            self._sit_down(begun, phases)
-            entered = [slots.load(shapes.prefill_prompts // every) for slots in self._slots]
+            self._sit_down(lane, begun, phases)
+            entered = [slots.load(shapes.prefill_prompts // every) for slots in lane.slots]
             if not any(agree(max(map(len, entered)))):
                 return
-            self._prefill(entered, phases)
+            self._prefill(lane, entered, phases)
 
-    def _sit_down(self, begun: Sequence[int], phases: Phases) -> None:
+    def _sit_down(self, lane: Lane, begun: Sequence[int], phases: Phases) -> None:
         for row in begun:
             if self._told[row]:
-                self._reading[row // self._rows_a_shard].append(row)
+                lane.reading[row // self._rows_a_shard].append(row)
             else:
                 self._left_B[row] = self._engine.shapes.turn_tokens
         if self._told_views is not None and any(agree(len(begun))):
             # As many for each shard as it has slots, those who have just sat down first.
             slots = self._engine.shapes.slots // shard_count()
-            mine = [[row for row in begun if row // self._rows_a_shard == shard] for shard in range(len(self._slots))]
+            mine = [[row for row in begun if row // self._rows_a_shard == shard] for shard in range(len(lane.slots))]
             row_n = np.array([row for rows in mine for row in rows + [NONE] * (slots - len(rows))], np.int32)
             count_n = np.array([sum(piece.views for piece in self._told[row]) if row != NONE else 0 for row in row_n])
-            self._look(row_n, put_rows(self._told_views[row_n]), count_n, phases)
+            self._look(lane, row_n, put_rows(self._told_views[row_n]), count_n, phases)
 
-    def _look(self, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray, phases: Phases) -> None:
+    def _look(self, lane: Lane, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray, phases: Phases) -> None:
         """Keeps new views [n, R, H, W, 3] of seated rows, the first count_n of each, until they are fed."""
         shapes, every = self._engine.shapes, shard_count()
         slot_n = np.full(len(row_n), shapes.slots // every, np.int32)
         place_nxR = np.full((len(row_n), views.shape[1]), shapes.views, np.int32)
         for i in np.flatnonzero((row_n != NONE) & (count_n > 0)).tolist():
             shard, local = divmod(int(row_n[i]), self._rows_a_shard)
-            slot_n[i] = self._slots[shard].slot(local)
+            slot_n[i] = lane.slots[shard].slot(local)
             place_nxR[i, : count_n[i]] = self._seen_B[row_n[i]] + np.arange(count_n[i])
             self._seen_B[row_n[i]] += count_n[i]
         with phases("tools") as work:
-            self._views = self._engine.see(self._views, views, *put_rows((slot_n, place_nxR)))
-            work.append(self._views)
+            lane.views = lane.send(self._engine.see, lane.views, views, *put_rows((slot_n, place_nxR)))
+            work.append(lane.views)
 
     def _fitting(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same in pieces that a bucket holds; one with views stays whole."""
@@ -274,7 +297,7 @@ class SampledPolicy:
         cut = lambda p: [p] if p.views else [Piece(p.tokens[i : i + most], 0) for i in range(0, len(p.tokens), most)]
         return [part for piece in pieces for part in cut(piece)]
 
-    def _prefill(self, entered: Sequence[Sequence[tuple[int, int]]], phases: Phases) -> None:
+    def _prefill(self, lane: Lane, entered: Sequence[Sequence[tuple[int, int]]], phases: Phases) -> None:
         """entered: of each shard, prompts and their places in the pool."""
         shapes, every, prompts = self._engine.shapes, shard_count(), self._prompts
         p, N, own = shapes.prefill_prompts // every, shapes.prompt_images, len(prompts.tasks) // len(entered)
@@ -287,30 +310,32 @@ class SampledPolicy:
                 images_n[shard, i] = len(prompts.tasks[shard * own + prompt].images)
                 index[shard] += range(prompt * N, prompt * N + images_n[shard, i])
         prompt_n, seen = prompt_n.reshape(-1), self._places(images_n, N)
-        self._encode(prompts.views, index, p * N, phases)
+        self._encode(lane, prompts.views, index, p * N, phases)
         count_n = np.where(prompt_n == NONE, 0, prompts.length[prompt_n] - 1).astype(np.int32)
         opening = Opening(entry_n.reshape(-1), prompts.tokens[prompt_n], count_n, seen)
         with phases("prefill") as work:
-            self._state = self._engine.prefill(self._params, self._state, put_rows(pack(opening)), self._features)
-            work.append(self._state)
+            lane.state = self._send(
+                lane, phases, self._engine.prefill, self._params, lane.state, put_rows(pack(opening)), lane.features
+            )
+            work.append(lane.state)
         phases.counts["positions"] += opening.tokens_PxL.size
 
-    def _read(self, phases: Phases) -> None:
+    def _read(self, lane: Lane, phases: Phases) -> None:
         """Feeds rows what they were told, those of like length in full batches; a rest that fills none waits once for more."""
         shapes = self._engine.shapes
         table = [n // shard_count() for n in shapes.extend_rows]
         for X in shapes.observation_lengths:
             while True:
-                rows = [[row for row in rows if self._fits(row) == X] for rows in self._reading]
+                rows = [[row for row in rows if self._fits(row) == X] for rows in lane.reading]
                 (most,) = agree(max(map(len, rows)))
                 if not most:
                     break
-                if most < table[0] and X not in self._held and self._census()[0]:
-                    self._held.add(X)
+                if most < table[0] and X not in lane.held and self._census(lane)[0]:
+                    lane.held.add(X)
                     break
                 n = max((n for n in table if n <= most), default=table[0])
-                self._extend([mine[:n] for mine in rows], n, X, phases)
-                self._held.discard(X)
+                self._extend(lane, [mine[:n] for mine in rows], n, X, phases)
+                lane.held.discard(X)
 
     def _fits(self, row: int) -> int:
         """The bucket of what a row reads next."""
@@ -318,12 +343,10 @@ class SampledPolicy:
             self._engine.shapes.observation_lengths, len(self._told[row][0].tokens), "rollout.observation_lengths"
         )
 
-    def _extend(self, rows: Sequence[Sequence[int]], n: int, X: int, phases: Phases) -> None:
+    def _extend(self, lane: Lane, rows: Sequence[Sequence[int]], n: int, X: int, phases: Phases) -> None:
         """One piece of up to X tokens for each of these rows, up to n of every shard."""
         shapes, every, prompts = self._engine.shapes, shard_count(), self._prompts
-        self._reading = [
-            [r for r in waiting if r not in mine] for waiting, mine in zip(self._reading, rows, strict=True)
-        ]
+        lane.reading = [[r for r in waiting if r not in mine] for waiting, mine in zip(lane.reading, rows, strict=True)]
         row_n = np.array([row for mine in rows for row in mine + [NONE] * (n - len(mine))], np.int32)
         pieces = [self._told[row].popleft() if row != NONE else Piece((), 0) for row in row_n.tolist()]
         zeros = lambda *more: np.zeros((len(row_n), *more), np.int32)
@@ -334,7 +357,7 @@ class SampledPolicy:
         for i in np.flatnonzero(row_n != NONE).tolist():
             row, piece = int(row_n[i]), pieces[i]
             shard, local = divmod(row, self._rows_a_shard)
-            slots = self._slots[shard]
+            slots = lane.slots[shard]
             told.slot[i], told.entry[i] = slots.slot(local), slots.entry(local)
             told.prompt_count[i] = prompts.length[row // shapes.group] - 1
             if piece.tokens[-1] == self._world.protocol.vocabulary.image:
@@ -350,7 +373,7 @@ class SampledPolicy:
             self._pending_B[row] = piece.tokens[-1]
             self._read_B[row] += piece.views
             if self._told[row]:
-                self._reading[shard].append(row)
+                lane.reading[shard].append(row)
             else:
                 self._left_B[row] = shapes.turn_tokens
         there = row_n != NONE
@@ -358,13 +381,15 @@ class SampledPolicy:
         after_n = self._world.next_position(told.tokens_nxX, told.count, told.position)
         self._position_B[row_n[there]] = after_n[there]
         if any(agree(int(views_n.max()))):
-            self._encode(self._views, index, 0, phases)
+            self._encode(lane, lane.views, index, 0, phases)
         with phases("extend") as work:
-            self._state = self._engine.extend(self._params, self._state, put_rows(pack(told)), self._features)
-            work.append(self._state)
+            lane.state = self._send(
+                lane, phases, self._engine.extend, self._params, lane.state, put_rows(pack(told)), lane.features
+            )
+            work.append(lane.state)
         phases.counts["positions"] += told.tokens_nxX.size
 
-    def _encode(self, views: jax.Array, index: Sequence[Sequence[int]], least: int, phases: Phases) -> None:
+    def _encode(self, lane: Lane, views: jax.Array, index: Sequence[Sequence[int]], least: int, phases: Phases) -> None:
         """Features of views, those named for each shard, until the next call; in a bucket for at least `least` a shard."""
         every = shard_count()
         (most,) = agree(max(least, *map(len, index)))
@@ -372,8 +397,8 @@ class SampledPolicy:
         nobody = views.shape[0] // every * views.shape[1]
         index_n = np.array([i for mine in index for i in [*mine, *[nobody] * (n - len(mine))]], np.int32)
         with phases("encode") as work:
-            self._features = self._engine.encode(self._params, views, put_rows(index_n))
-            work.append(self._features)
+            lane.features = self._send(lane, phases, self._engine.encode, self._params, views, put_rows(index_n))
+            work.append(lane.features)
 
     def _places(self, count_Sxn: np.ndarray, most: int) -> np.ndarray:
         """[S * n, most] int32: where a row's features stand when those of a shard's rows are encoded one after the other."""

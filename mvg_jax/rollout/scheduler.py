@@ -40,14 +40,17 @@ class Phases:
     """Seconds of a rollout by phase, and counts. A phase inside another takes its time from it, so that phases add up.
 
     block: a phase waits for its own device work (for benchmarks).
+    alone: seconds in which the host worked while no program of the model was under way, as far as it can see: at most so many.
     """
 
     def __init__(self, block: bool = False):
+        self.alone = 0.0
         self.seconds: dict[str, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.host_reads = 0
         self._block = block
         self._inside = 0.0  # seconds of the phases inside of the one under way
+        self._resting = None  # since when the model may have nothing to do
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[list]:
@@ -60,6 +63,16 @@ class Phases:
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inside
         self._inside = outer + seconds
+
+    def rest(self) -> None:
+        """The host has waited for the model."""
+        self._resting = time.perf_counter()
+
+    def resume(self, under_way: bool = False) -> None:
+        """The model has something to do again. under_way: it has had all the time."""
+        if self._resting is not None and not under_way:
+            self.alone += time.perf_counter() - self._resting
+        self._resting = None
 
     def to_host(self, tree):
         """The one way from the device to the host, counted."""
@@ -182,8 +195,11 @@ def _first_views(sources: Sources, frames: Frame, view: ViewFormat) -> jax.Array
 
 def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
     """Plays this process's P·G episodes to their end, in step with the other processes. Phase "host": all that is in no other."""
+    phases.rest()
     with phases("host"):
-        return _play(world, policy, prompts, phases)
+        result = _play(world, policy, prompts, phases)
+    phases.resume()
+    return result
 
 
 def _play(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:

@@ -307,8 +307,8 @@ SCRIPT = ([ONE], [TWO, flip(0)], [], [flip(0), zoom((0, 0, 300, 300))], [ANSWER]
     [
         (4, {}),
         (7, {"idle": 1.0, "decode_slots": (3, 7), "decode_lengths": (30, 60, 120)}),
-        (7, {"idle": 0.01, "overlap": 3}),
-        (32, {"decode_tokens": 5, "overlap": 2, "decode_slots": (8, 16, 32)}),
+        (7, {"idle": 0.01, "lanes": 2}),
+        (32, {"decode_tokens": 5, "lanes": 3, "decode_slots": (8, 16, 32)}),
     ],
     ids=["4", "7, all wait, cache cut", "7, overlapped", "32, overlapped in short calls, rows moved"],
 )
