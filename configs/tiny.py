@@ -22,9 +22,10 @@ def get_config() -> ConfigDict:
     # holds the worst case, whatever the model does.
     c.rollout.turn_tokens, c.rollout.prompt_length, c.rollout.suffix_length = 28, 50, 128
     c.rollout.observation_lengths = (28, 46)
-    # All rows at once; as they end, the others move together, and decode works on fewer slots.
-    c.rollout.decode_slots, c.rollout.decode_lengths, c.rollout.idle = (32, 64), (24, 64), 0.4
-    c.rollout.prefill_prompts, c.rollout.extend_rows, c.rollout.encode_batches = 16, (8, 32), (8, 16, 32, 64)
+    # All rows at once, in two lanes, one for each core; as rows end, the others move together, and decode works on fewer slots.
+    c.rollout.lanes, c.rollout.idle = 2, 0.33
+    c.rollout.decode_slots, c.rollout.decode_lengths = (16, 32, 48), (64,)
+    c.rollout.prefill_prompts, c.rollout.extend_rows, c.rollout.encode_batches = 4, (4, 8, 16), (4, 8, 16, 32)
     c.grpo.learner.microbatches = 1
     c.grpo.learner.suffix_lengths, c.grpo.learner.view_batches = (80, 128), (128, 384)
 

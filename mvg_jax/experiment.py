@@ -164,11 +164,11 @@ class Experiment:
 
 def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     """The static shapes of rollouts of prompts x group rows, over all processes."""
-    r, rows = config.rollout, prompts * group
+    r = config.rollout
     _require_shards("the prompts of a batch", (prompts,))
     whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
     share = whole(-(-prompts // r.lanes), prompts)  # a lane's prompts
-    slots = whole(-(-(r.slots or rows) // r.lanes), share * group)
+    slots = whole(-(-r.slots // r.lanes) or share * group, share * group)
     prefill_prompts = whole(r.prefill_prompts, share)
     # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
     likely = share if slots == share * group else max(2 * -(-slots // group), prefill_prompts)

@@ -6,15 +6,17 @@
 
 Weights are the config's checkpoint, or random ones of config.model.shape where it names none; temperature and types are the
 config's. Fixed work: every row takes exactly these turns and tokens; each turn but the last is a zoom, an observation comes after it.
-Natural: the model says what is a call and when a turn ends. All work is included: images, prompts, tools, the host.
+Natural: the model says what is a call and when a turn ends; the slots are those of the config's batch, the rows four times as many
+if not given. All work is included: images, prompts, tools, the host.
 
 --against=transformers: `generate` of Hugging Face transformers, once a turn over the whole history, on the same weights and ids (with
 --natural: on the conversations that ours had). --against=reprefill: our engine, driven like that. All take turns, after a warm-up;
 every figure is a median of runs, every ratio the median of the ratios of a round: how many times as fast ours is.
 
 seconds: of a rollout. seconds/PHASE: of rollouts in which every phase waits for its own device work, so that they add up, overlap
-nothing, and may take longer together. host_share: of those, all that is not encode, prefill, extend or decode. floor/, floor_share/:
-see rollout_floors.
+nothing, and may take longer together. host_share: of those, all that is not encode, prefill, extend or decode. alone_share: of
+rollouts that do not wait, the time in which the host or the tools worked and no program of the model did, at most. floor/,
+floor_share/: see rollout_floors.
 goodput: real token positions (no padding, nothing after a stop, a shared prefix once) / positions computed.
 """
 
@@ -140,6 +142,10 @@ def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str,
         "goodput": work.positions / counts["positions"],
         "slot_occupancy": counts[f"tokens/{when}"] / counts[f"slot_steps/{when}"],
         "host_reads": played[-1].phases.host_reads,
+        # Of the prompts as well, during which nothing else can run here; in training the update before does.
+        "alone_share": statistics.median(
+            (one.phases.alone + one.phases.seconds["prompts"]) / one.seconds for one in played
+        ),
     }
 
 

@@ -119,12 +119,15 @@ class Scripted(Protocol):
 
 
 def natural(config: Config, rows: int | None = None, group: int | None = None) -> Setting:
-    """PhantomVQA's val tasks on the config's model and shapes, rows of its batch or so many."""
+    """PhantomVQA's val tasks on the config's model and shapes, in as many slots as its batch has rows (config.rollout.slots says
+    otherwise): four times as many rows, or so many."""
     r = config.rollout
-    group = group or r.group
-    prompts = (rows or r.prompts * r.group) // group
-    if prompts < 1 or (rows and rows % group):
+    slots, group = r.slots or r.prompts * r.group, group or r.group
+    rows = rows or -(-4 * slots // group) * group
+    prompts = rows // group
+    if prompts < 1 or rows % group:
         raise RunError(f"--rows={rows}: not a multiple of the group, {group}")
+    config = dataclasses.replace(config, rollout=dataclasses.replace(r, slots=min(slots, rows)))
     experiment, stored = load(config, None)
     world = experiment.world(prompts, group)
     engine = experiment.engine(world)

@@ -76,6 +76,21 @@ def test_ready_experiments_fit_their_meshes(name, options):
     assert config.env.max_images == 1 + 2 * (config.env.max_turns - 1)
 
 
+def test_lanes_share_rows_slots_and_pool():
+    def shapes(**rollout):
+        config = configs.from_dict({"rollout": {"group": 4, "prefill_prompts": 8, "extend_rows": (4,), **rollout}})
+        return rollout_shapes(config, 10, 4)
+
+    whole = shapes(lanes=3)
+    assert (whole.lanes, whole.rows, whole.slots, whole.pool, whole.prefill_prompts) == (3, 40, 16, 4, 4)
+    assert shapes(lanes=2).pool == 5  # all of a lane's prompts
+    few = shapes(lanes=2, slots=9, pool=5)
+    assert (few.slots, few.pool, few.decode_slots) == (5, 3, (5,))
+    assert shapes(lanes=40).slots == 4
+    with pytest.raises(RunError, match="lanes"):
+        shapes(lanes=0)
+
+
 @pytest.mark.parametrize("options", ["fsdp", "fsdp=0", "fsdp=x", "lora=1", "zero=3"])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="there are lora, dp=N, fsdp=N and tp=N"):

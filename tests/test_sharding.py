@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import re
+import threading
 import tracemalloc
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 from flax import nnx
 
 from mvg_jax.checkpoint import Checkpoints
+from mvg_jax.compiles import CompileCount
 from mvg_jax.errors import RunError
 from mvg_jax.mesh import make_mesh
 from mvg_jax.models import hf
@@ -84,6 +86,18 @@ def test_a_kernel_of_our_own_takes_each_devices_rows():
     with on("fsdp=8"):
         ledger, _, _ = tiny_world.play(TASKS, script=SCRIPT, kernels=Kernels(decode_kernel="pallas"))
     check_rollout(result(None)["ledger"], ledger)
+
+
+def test_lanes_on_a_mesh():
+    with on("data=2 fsdp=2 tensor=2"):
+        ledger, _, _ = tiny_world.play(TASKS, script=SCRIPT, lanes=2)
+        threads = threading.active_count()
+        with CompileCount() as compiles:
+            again, _, _ = tiny_world.play(TASKS, script=SCRIPT, lanes=2)
+    check_rollout(result(None)["ledger"], ledger)
+    np.testing.assert_array_equal(again.logprob_BxL, ledger.logprob_BxL)
+    assert compiles.count == 0, "what a lane's thread starts is compiled for the mesh once"
+    assert threading.active_count() == threads
 
 
 @functools.cache

@@ -56,10 +56,10 @@ def stage() -> GRPOStage:
 
 
 def work(process: int, processes: int, folder: pathlib.Path) -> None:
-    """A scripted rollout, an evaluation, then two steps of GRPO on this process's share; results go to the folder."""
+    """A scripted rollout in two lanes, an evaluation, then two steps of GRPO on this process's share; results go to the folder."""
     own = [task for i, task in enumerate(TASKS) if i % processes == process]
     script = [turns for i, turns in enumerate(SCRIPT) if i // 2 % processes == process]
-    ledger, _, _ = tiny_world.play(own, script=script)
+    ledger, _, _ = tiny_world.play(own, script=script, lanes=2)
     rows = {"tokens": ledger.tokens_BxL, "logprobs": ledger.logprob_BxL, "views": ledger.views_BxNxSxSx3}
     np.savez(folder / f"rows_{process}.npz", **rows, turns=ledger.turn_BxL.max(axis=1))
     params = place(tiny_world.model()[1])

@@ -124,38 +124,40 @@ def task(i: int) -> Task:
 
 
 @functools.cache
-def world(prompts: int, group: int = 2) -> World:
+def world(prompts: int, group: int = 2, lanes: int = 1) -> World:
     """Three turns of up to 24 tokens: a zoom takes 16, one into two boxes 24; their observations 16 and 22."""
-    rows = prompts * group
+    share = prompts // lanes
+    rows = share * group
     shapes = Shapes(
         prompts=prompts,
         group=group,
         slots=rows,
-        pool=prompts,
+        pool=share,
         prompt_length=40,
         turn_tokens=24,
         suffix_length=120,
         prompt_images=1,
         views=3,
-        prefill_prompts=prompts,
+        prefill_prompts=share,
         extend_rows=(rows // 2, rows),
         observation_lengths=(16, 24),
         encode_batches=(rows // 2, 2 * rows),
         decode_slots=(rows,),
         decode_lengths=(120,),
         decode_tokens=16,
+        lanes=lanes,
     )
     return World(PROTOCOL, LIMITS, shapes, VIEW, (32, 40, 1))
 
 
 @functools.cache
-def _engine(prompts: int, group: int, kernels: Kernels) -> Engine:
-    return Engine(model()[0], world(prompts, group).shapes, VOCABULARY.end_of_turn, SPECIAL, kernels=kernels)
+def _engine(prompts: int, group: int, lanes: int, kernels: Kernels) -> Engine:
+    return Engine(model()[0], world(prompts, group, lanes).shapes, VOCABULARY.end_of_turn, SPECIAL, kernels=kernels)
 
 
-def engine(prompts: int, banned_V: np.ndarray, group: int = 2, kernels: Kernels = PLAIN) -> Engine:
-    """The engine of world(prompts, group): compiled once, whatever is banned."""
-    made = copy.copy(_engine(prompts, group, kernels))
+def engine(prompts: int, banned_V: np.ndarray, group: int = 2, lanes: int = 1, kernels: Kernels = PLAIN) -> Engine:
+    """The engine of world(prompts, group, lanes): compiled once, whatever is banned."""
+    made = copy.copy(_engine(prompts, group, lanes, kernels))
     made.banned_V = jnp.asarray(banned_V)
     return made
 
@@ -184,13 +186,14 @@ def play(
     temperature: float = 1.0,
     banned_V: np.ndarray = LETTERS,
     kernels: Kernels = PLAIN,
+    lanes: int = 1,
 ) -> tuple[Trajectories, Episodes, Phases]:
     """Episodes of the untrained model, two rows a task; with a script, a list a row, it speaks after the first turn.
 
     With several processes, tasks and script are this one's share.
     """
     prompts, rows, phases = len(tasks) * jax.process_count(), 2 * len(tasks), Phases()
-    world_, engine_ = world(prompts), engine(prompts, banned_V, kernels=kernels)
+    world_, engine_ = world(prompts, lanes=lanes), engine(prompts, banned_V, lanes=lanes, kernels=kernels)
     policy = SampledPolicy(
         engine_,
         engine_.weights(place(model()[1])),

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import time
 
 import jax
 import numpy as np
@@ -255,6 +256,22 @@ def test_host_reads():
         assert {"host", "tools"} <= set(phases.seconds)
 
 
+def test_the_host_is_alone_while_nothing_else_runs():
+    phases = Phases()
+    phases.resume()  # nobody has rested
+    phases.rest()
+    phases.resume(under_way=True)
+    assert phases.alone == 0.0
+    phases.rest()
+    time.sleep(0.01)
+    phases.resume()
+    phases.resume()
+    assert 0.01 <= phases.alone < 0.1
+    start = time.perf_counter()
+    _, _, phases = tiny_world.play(TASKS, banned_V=LETTERS)
+    assert 0.0 < phases.alone < time.perf_counter() - start
+
+
 # ---- slots -----------------------------------------------------------------------------------------------------------
 
 MANY = tuple(tiny_world.task(i) for i in range(8))
@@ -310,7 +327,7 @@ SCRIPT = ([ONE], [TWO, flip(0)], [], [flip(0), zoom((0, 0, 300, 300))], [ANSWER]
         (7, {"idle": 0.01, "lanes": 2}),
         (32, {"decode_tokens": 5, "lanes": 3, "decode_slots": (8, 16, 32)}),
     ],
-    ids=["4", "7, all wait, cache cut", "7, overlapped", "32, overlapped in short calls, rows moved"],
+    ids=["4", "7, all wait, cache cut", "7 in each of two lanes", "32 in each of three lanes, short calls, rows moved"],
 )
 def test_samples_do_not_depend_on_slots_or_schedule(at_once, slots, changes):
     t, episodes, phases = play_in_slots(slotted(slots, **changes), SCRIPT)
