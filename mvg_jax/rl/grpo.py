@@ -50,7 +50,11 @@ class GRPOStage:
             batch = batch._replace(reference=reference)
         state, metrics = self.learner.update(state, batch)
         times = {f"time/{name}": seconds for name, seconds in phases.seconds.items()}
-        times |= {"time/rollout": rolled_out - start, "time/step": time.perf_counter() - start}
+        times |= {
+            "time/rollout": rolled_out - start,
+            "time/step": time.perf_counter() - start,
+            "time/alone": phases.alone,
+        }
         return state, metrics | rollout_metrics(trajectories, episodes, rewards_B, terms) | times
 
     def _sample(

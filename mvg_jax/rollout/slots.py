@@ -1,4 +1,4 @@
-"""Who is in the cache: S slots for rows and a pool of M prompts, filled from a queue. Bookkeeping of one shard, on the host.
+"""Who is in the cache: S slots for rows and a pool of M prompts, filled from a queue. Host-side bookkeeping of a lane on one shard.
 
 Rows begin in their order, each by itself as soon as a slot is free and its prompt is in the pool; a prompt leaves the pool with the
 last of its rows. Refilling by whole groups would leave slots empty until the last row of a group is over.
