@@ -83,7 +83,7 @@ class Checkpoints:
             raise CheckpointError(f"cannot save step {step} to {self._directory}: step {latest} is there already")
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(record))
         try:
-            with _quiet(logging.ERROR):
+            with _quiet(logging.ERROR), _quiet_if_it_fails():
                 self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and TensorStore raise a full disk as ValueError, RuntimeError, a group, ...
             for torn in self._directory.glob(f"{step}.*"):  # gives the space back
@@ -158,31 +158,40 @@ def _misfit(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def _quiet(level: int):
-    """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller.
-
-    When a save fails, what it had in flight goes on failing, and each array of it says so, at any time until the program
-    ends: TensorStore, whose event loop is closed, and asyncio, whose tasks nobody asks any more. So these stay quiet.
-    """
-    log, loop_log, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    """Drops Orbax's log from `level` up: its threads log, with tracebacks, the errors that also reach the caller."""
+    log = logging.getLogger("absl")
     below = lambda record: record.levelno < level
+    log.addFilter(below)
+    try:
+        yield
+    finally:
+        log.removeFilter(below)
+
+
+@contextlib.contextmanager
+def _quiet_if_it_fails():
+    """When a save fails, what it had in flight goes on failing, and each array of it says so, at any time until the program ends:
+    TensorStore, whose event loop is closed, and asyncio, whose tasks nobody asks any more. After a failure these stay quiet."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
     asked_for = lambda record: "never retrieved" not in record.getMessage()
 
     def without_late_callbacks(unraisable):
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
-    log.addFilter(below)
-    loop_log.addFilter(asked_for)
+    log.addFilter(asked_for)
     sys.unraisablehook = without_late_callbacks
+    failed = False
     try:
         yield
-        loop_log.removeFilter(asked_for)
-        sys.unraisablehook = hook
     except Exception:
+        failed = True
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise
     finally:
-        log.removeFilter(below)
+        if not failed:
+            log.removeFilter(asked_for)
+            sys.unraisablehook = hook
 
 
 def _line(error: BaseException) -> str:

@@ -167,8 +167,9 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
     r = config.rollout
     _require_shards("the prompts of a batch", (prompts,))
     whole = lambda number, most: min(-(-number // shard_count()) * shard_count(), most)
-    share = whole(-(-prompts // r.lanes), prompts)  # a lane's prompts
-    slots = whole(-(-r.slots // r.lanes) or share * group, share * group)
+    lanes = min(r.lanes, prompts // shard_count())
+    share = whole(-(-prompts // lanes), prompts)  # a lane's prompts
+    slots = whole(-(-r.slots // lanes) or share * group, share * group)
     prefill_prompts = whole(r.prefill_prompts, share)
     # Where slots are filled singly, more groups are under way than fit side by side: the last rows of some, the first of others.
     likely = share if slots == share * group else max(2 * -(-slots // group), prefill_prompts)
@@ -184,7 +185,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         prompts=prompts,
         group=group,
         slots=slots,
-        pool=whole(-(-r.pool // r.lanes) or likely, share),
+        pool=whole(-(-r.pool // lanes) or likely, share),
         prompt_length=r.prompt_length,
         turn_tokens=r.turn_tokens,
         suffix_length=r.suffix_length,
@@ -198,7 +199,7 @@ def rollout_shapes(config: Config, prompts: int, group: int) -> Shapes:
         decode_lengths=tuple(sorted({min(n, r.suffix_length) for n in (*r.decode_lengths, r.suffix_length)})),
         decode_tokens=min(r.decode_tokens, r.turn_tokens),
         idle=r.idle,
-        lanes=r.lanes,
+        lanes=lanes,
     )
 
 

@@ -191,8 +191,7 @@ def step_benchmark() -> tuple[bool, str]:
     said = []
     cases = {"tiny": configs.from_dict(tiny.get_config().to_dict()), "internvl3_1b": real_config("internvl3_1b")}
     for name, config in cases.items():
-        batch = config.rollout.prompts * config.rollout.group
-        figures = bench_rollout.measure(rollout_work.natural(config, batch), 3 if accelerated() else 1)
+        figures = bench_rollout.measure(rollout_work.natural(config), 3 if accelerated() else 1)
         said.append(
             f"{name} {figures['tokens_per_second']:,.0f} tokens/s, decode at {figures['floor_share/decode']:.2f} of its floor, "
             f"goodput {figures['goodput']:.2f}, {figures['compiles_after_warmup']} compiles"

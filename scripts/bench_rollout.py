@@ -15,8 +15,8 @@ every figure is a median of runs, every ratio the median of the ratios of a roun
 
 seconds: of a rollout. seconds/PHASE: of rollouts in which every phase waits for its own device work, so that they add up, overlap
 nothing, and may take longer together. host_share: of those, all that is not encode, prefill, extend or decode. alone_share: of
-rollouts that do not wait, the time in which the host or the tools worked and no program of the model did, at most. floor/,
-floor_share/: see rollout_floors.
+rollouts that do not wait, the time in which the host or the tools worked and no program of the model did, as far as the host sees.
+floor/, floor_share/: see rollout_floors.
 goodput: real token positions (no padding, nothing after a stop, a shared prefix once) / positions computed.
 """
 
@@ -295,7 +295,9 @@ def main() -> None:
     if f.natural:
         if odd := sorted(set(given) - {"rows", "group"}) + ["view_side"] * (f.view_side is not None):
             raise RunError(f"--natural takes its lengths from the config; --{odd[0]} is for fixed work")
-        setting = natural(config, given.get("rows"), given.get("group"))
+        r = config.rollout
+        queue = 4 * (r.slots or r.prompts * r.group)
+        setting = natural(config, given.get("rows", queue), given.get("group"))
     else:
         setting = fixed(config, Work(**given), f.view_side)
     figures = measure(setting, f.runs, f.against)

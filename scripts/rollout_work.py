@@ -119,11 +119,10 @@ class Scripted(Protocol):
 
 
 def natural(config: Config, rows: int | None = None, group: int | None = None) -> Setting:
-    """PhantomVQA's val tasks on the config's model and shapes, in as many slots as its batch has rows (config.rollout.slots says
-    otherwise): four times as many rows, or so many."""
+    """PhantomVQA's val tasks on the config's model and shapes: its batch, or so many rows, in as many slots as its batch takes."""
     r = config.rollout
     slots, group = r.slots or r.prompts * r.group, group or r.group
-    rows = rows or -(-4 * slots // group) * group
+    rows = rows or r.prompts * r.group
     prompts = rows // group
     if prompts < 1 or rows % group:
         raise RunError(f"--rows={rows}: not a multiple of the group, {group}")

@@ -86,7 +86,8 @@ def test_lanes_share_rows_slots_and_pool():
     assert shapes(lanes=2).pool == 5  # all of a lane's prompts
     few = shapes(lanes=2, slots=9, pool=5)
     assert (few.slots, few.pool, few.decode_slots) == (5, 3, (5,))
-    assert shapes(lanes=40).slots == 4
+    many = shapes(lanes=40)
+    assert (many.lanes, many.slots, many.pool) == (10, 4, 1)
     with pytest.raises(RunError, match="lanes"):
         shapes(lanes=0)
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import re
-import threading
 import tracemalloc
 
 import jax
@@ -16,7 +15,7 @@ import pytest
 from flax import nnx
 
 from mvg_jax.checkpoint import Checkpoints
-from mvg_jax.compiles import CompileCount
+from mvg_jax.compiles import CompileCount, compile_all
 from mvg_jax.errors import RunError
 from mvg_jax.mesh import make_mesh
 from mvg_jax.models import hf
@@ -90,14 +89,14 @@ def test_a_kernel_of_our_own_takes_each_devices_rows():
 
 def test_lanes_on_a_mesh():
     with on("data=2 fsdp=2 tensor=2"):
-        ledger, _, _ = tiny_world.play(TASKS, script=SCRIPT, lanes=2)
-        threads = threading.active_count()
+        tiny_world.play(TASKS, script=SCRIPT)  # compiles what little runs outside of the engine
+        engine, params = tiny_world.engine(P, LETTERS, lanes=2), place(tiny_world.model()[1])
+        programs = engine.lower(engine.weights(params), (tiny_world.SIZE,) * 2, MAX_VIEWS)
+        compile_all(programs + tiny_world.world(P, lanes=2).lower(), "compile")
         with CompileCount() as compiles:
-            again, _, _ = tiny_world.play(TASKS, script=SCRIPT, lanes=2)
+            ledger, _, _ = tiny_world.play(TASKS, script=SCRIPT, lanes=2)
     check_rollout(result(None)["ledger"], ledger)
-    np.testing.assert_array_equal(again.logprob_BxL, ledger.logprob_BxL)
-    assert compiles.count == 0, "what a lane's thread starts is compiled for the mesh once"
-    assert threading.active_count() == threads
+    assert compiles.count == 0, "a lane's thread finds what was compiled for the mesh"
 
 
 @functools.cache

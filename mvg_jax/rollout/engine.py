@@ -5,7 +5,7 @@
     extend    what n rows were told [n, X]      -> their keys and values, at each row's own length
     decode    every slot's pending token        -> up to K new ones a slot; stops when few enough still have a turn to finish
 
-The cache has a pool of M prompts and S slots for rows (see slots.py). A row always has one *pending* token: the last that was drawn
+A cache has a pool of M prompts and S slots for rows (see slots.py). A row always has one *pending* token: the last that was drawn
 for it or given to it, whose keys and values are not in the cache yet; at first the last of its prompt. So decode is the one place
 where a token is drawn, a turn costs its own tokens and nothing else, seating a row writes nothing, and no text is tokenised twice.
 What a row is given ends with a word, never with an image.

@@ -20,8 +20,8 @@ class Flight(NamedTuple):
 
 
 class Lane:
-    """slots: of each shard. state, views [S, V, H, W, 3] uint8, features: on the device; of the rows in the slots what they said and
-    were shown, and what was encoded last. alone: there is no other lane.
+    """slots: of each shard. On the device: the cache (state), views [S, V, H, W, 3] uint8 that the rows in the slots were shown, and
+    features of those that were encoded last. alone: there is no other lane.
 
     over: rows of each shard whose turn is over; reading: those with something to read; held: the lengths of which some wait for more.
     """
@@ -34,7 +34,7 @@ class Lane:
         self.held: set[int] = set()
         self.flight: Flight | None = None
         # On the CPU, programs that one thread starts run one after the other: lanes start theirs from a thread each. One is started
-        # after the other all the same, in the same order in every process.
+        # after the other all the same, in the same order in every process. Of JAX's settings of a thread only the mesh is handed on.
         self._thread = None if alone else ThreadPoolExecutor(1, initializer=_enter, initargs=(jax.sharding.get_mesh(),))
 
     def send(self, program: Callable, *arguments: Any, **static: Any) -> Any:

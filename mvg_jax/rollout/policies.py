@@ -32,9 +32,10 @@ class SampledPolicy:
     """The model itself, drawn by the engine. seed and step name the noise, with each row's task and sample.
 
     Rows are seated in the engine's slots as these become free (see slots.py). Between two calls of decode, rows that have finished a
-    turn are handed to the environment, and those that it has answered are fed the answer. Lanes take turns at that: while the host
-    and the tools work for one, the programs of the others run. What runs next follows from tokens alone, never from a clock, and is
-    the same in all processes.
+    turn are handed to the environment, and those that it has answered are fed the answer. Lanes take turns at that: on the CPU, in
+    one process, the programs of the others run while the host and the tools work for one. (Elsewhere the tools, and what processes
+    agree on, wait for what was started before them.) What runs next follows from tokens alone, never from a clock, and is the same
+    in all processes.
 
     top_k, top_p: of all rows; see `sampling.Sampling`. Not for training, whose learner scores what was drawn without them.
     """
@@ -87,28 +88,29 @@ class SampledPolicy:
         local = [[b % self._rows_a_shard for b in told if b // self._rows_a_shard == shard] for shard in range(shards)]
         size = prompts.views.shape[2:]
         self._lanes: collections.deque[Lane] = collections.deque()  # the first is the one whose turn it is
-        for lane in range(shapes.lanes):
-            mine = [[row for row in rows if row // G % shapes.lanes == lane] for rows in local]
+        for number in range(shapes.lanes):
+            mine = [[row for row in rows if row // G % shapes.lanes == number] for rows in local]
             slots = [Slots(rows, G, shapes.slots // every, shapes.pool // every) for rows in mine]
             with phases("start") as work:
                 state = self._engine.start(self._params)
-                views = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
-                self._lanes.append(Lane(slots, state, views, alone=shapes.lanes == 1))
-                work.append((state, views))
+                shown = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
+                self._lanes.append(Lane(slots, state, shown, alone=shapes.lanes == 1))
+                work.append((state, shown))
 
     def turns(self, phases: Phases) -> Turns | None:
         shapes = self._engine.shapes
         while self._lanes:
             lane = self._lanes[0]
+            self._land(lane, phases)
+            going, over, _, _ = self._census(lane)
+            if over and (over >= shapes.idle * (going + over) or not going):
+                return self._hand_over(lane)  # and comes back to this lane
             self._seat(lane, phases)
             self._read(lane, phases)
-            self._land(lane, phases)
             going, over, reading, queued = self._census(lane)
-            need = max(1, math.ceil(shapes.idle * (going + over)))
-            if over and (over >= need or not going):
-                return self._hand_over(lane)  # and comes back to this lane
             if going:
-                self._launch(lane, phases, going - (need - over) + 1, queued > 0)
+                need = max(1, math.ceil(shapes.idle * (going + over)))
+                self._launch(lane, phases, going - (need - over) + 1)
                 self._lanes.rotate(-1)
             elif not reading and not queued:
                 self._lanes.popleft().close()
@@ -153,7 +155,7 @@ class SampledPolicy:
         counts = [many(self._going(lane)), many(lane.over), many(lane.reading), queued]
         return tuple(gather(np.array([counts])).sum(axis=0).tolist())
 
-    def _launch(self, lane: Lane, phases: Phases, least: int, queued: bool) -> None:
+    def _launch(self, lane: Lane, phases: Phases, least: int) -> None:
         """Starts decode on as much of the cache as those need who have tokens to draw."""
         shapes, every, A = self._engine.shapes, shard_count(), self._rows_a_shard
         going = self._going(lane)
@@ -190,6 +192,7 @@ class SampledPolicy:
             inputs = (self._params, lane.state, *inputs, self._engine.banned_V)
             lane.state, drawn = self._send(lane, phases, self._engine.decode, *inputs, length=length)
             work.append(drawn)
+        queued = any(slots.queued for lane in self._lanes for slots in lane.slots)
         lane.flight = Flight(row_S, drawn, queued)
 
     def _move(self, lane: Lane, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:

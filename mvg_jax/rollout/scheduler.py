@@ -40,7 +40,8 @@ class Phases:
     """Seconds of a rollout by phase, and counts. A phase inside another takes its time from it, so that phases add up.
 
     block: a phase waits for its own device work (for benchmarks).
-    alone: seconds in which the host worked while no program of the model was under way, as far as it can see: at most so many.
+    alone: seconds in which the host or the tools worked and no program of the model did. An estimate: the host looks when it has
+    waited for the model and when it starts something, and takes the time before as it finds it.
     """
 
     def __init__(self, block: bool = False):
@@ -65,11 +66,11 @@ class Phases:
         self._inside = outer + seconds
 
     def rest(self) -> None:
-        """The host has waited for the model."""
+        """The host has waited for the model, which from now on may have nothing to do."""
         self._resting = time.perf_counter()
 
     def resume(self, under_way: bool = False) -> None:
-        """The model has something to do again. under_way: it has had all the time."""
+        """The model works, or is about to. under_way: it has worked since it was rested, for others."""
         if self._resting is not None and not under_way:
             self.alone += time.perf_counter() - self._resting
         self._resting = None

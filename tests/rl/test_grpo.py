@@ -53,12 +53,18 @@ def test_a_step_can_be_repeated(stage):
     assert metrics["entropy"] != first_step(dataclasses.replace(stage, seed=1))[1]["entropy"]
 
 
-def test_nothing_goes_to_the_device_or_comes_back_unasked(stage):
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_nothing_goes_to_the_device_or_comes_back_unasked(stage, lanes):
+    world, engine = tiny_world.world(2, lanes=lanes), tiny_world.engine(2, LETTERS, lanes=lanes)
+    stage = dataclasses.replace(stage, world=world, engine=engine)
     state, _ = stage.step(stage.start(tiny_world.own_params()), 1, TASKS)
-    with jax.transfer_guard("disallow"):
+    jax.config.update("jax_transfer_guard", "disallow")  # of all threads
+    try:
         state, metrics = stage.step(state, 2, TASKS)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             jax.jit(lambda x: x + 1)(np.ones(3))  # the guard works here, too
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
     assert jax.device_get(metrics)["tokens_sampled"] > 0
 
 

@@ -1,6 +1,7 @@
 import dataclasses
+import itertools
 import re
-import time
+import types
 
 import jax
 import numpy as np
@@ -256,20 +257,22 @@ def test_host_reads():
         assert {"host", "tools"} <= set(phases.seconds)
 
 
-def test_the_host_is_alone_while_nothing_else_runs():
+def test_the_host_is_alone_while_nothing_else_runs(monkeypatch):
+    clock = itertools.count()  # a second each time that somebody looks
+    watch = types.SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr("mvg_jax.rollout.scheduler.time", watch)
     phases = Phases()
     phases.resume()  # nobody has rested
     phases.rest()
     phases.resume(under_way=True)
     assert phases.alone == 0.0
     phases.rest()
-    time.sleep(0.01)
     phases.resume()
     phases.resume()
-    assert 0.01 <= phases.alone < 0.1
-    start = time.perf_counter()
+    assert phases.alone == 1.0
+    first = next(clock)
     _, _, phases = tiny_world.play(TASKS, banned_V=LETTERS)
-    assert 0.0 < phases.alone < time.perf_counter() - start
+    assert 0.0 < phases.alone < next(clock) - first
 
 
 # ---- slots -----------------------------------------------------------------------------------------------------------
@@ -341,6 +344,24 @@ def test_samples_do_not_depend_on_slots_or_schedule(at_once, slots, changes):
     assert episodes.records == expected_episodes.records
     drawn_tokens = phases.counts["tokens/queued"] + phases.counts["tokens/drain"]
     assert drawn_tokens == (t.logprob_BxL < 0).sum() > 300
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_lanes_are_in_flight_together(monkeypatch, lanes):
+    """Where rows of all prompts go on after their scripts; and where those of every second prompt are over before."""
+    in_flight = []
+    launch = SampledPolicy._launch
+
+    def watched(self, *args):
+        launch(self, *args)
+        in_flight.append(sum(lane.flight is not None for lane in self._lanes))
+
+    monkeypatch.setattr(SampledPolicy, "_launch", watched)
+    played = [play_in_slots(slotted(8, lanes=lanes), script) for script in (SCRIPT, ([[ANSWER]] * 4 + [[]] * 4) * 4)]
+    assert max(in_flight) == lanes
+    half, _, _ = played[1]
+    spoken_B = (half.logprob_BxL < 0).any(axis=1)
+    assert spoken_B.tolist() == ([False] * 4 + [True] * 4) * 4
 
 
 def test_samples_do_not_depend_on_the_kernel(at_once):
