@@ -192,7 +192,8 @@ class SampledPolicy:
             inputs = (self._params, lane.state, *inputs, self._engine.banned_V)
             lane.state, drawn = self._send(lane, phases, self._engine.decode, *inputs, length=length)
             work.append(drawn)
-        queued = any(slots.queued for lane in self._lanes for slots in lane.slots)
+        begun = [lane for lane in self._lanes if lane.features is not None]  # in the others nobody has to wait yet
+        queued = any(slots.queued for lane in begun for slots in lane.slots)
         lane.flight = Flight(row_S, drawn, queued)
 
     def _move(self, lane: Lane, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:
