@@ -47,7 +47,7 @@ def test_the_fastest_runs_in_every_shape():
 def test_programs_of_a_config(monkeypatch, capsys):
     values = tiny.get_config().to_dict()
     values["rollout"] |= {"prompts": 2, "group": 2, "prefill_prompts": 2, "extend_rows": (4,), "encode_batches": (8,)}
-    values["rollout"] |= {"decode_slots": (), "decode_lengths": (64,)}
+    values["rollout"] |= {"decode_slots": (), "decode_lengths": (64,), "lanes": 1}
     monkeypatch.setattr(bench_kernels, "interpreted", lambda: False)  # let it be measured, slow as it is
     drawn = []
     distance = bench_kernels.distance
