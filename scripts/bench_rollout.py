@@ -296,8 +296,9 @@ def main() -> None:
         if odd := sorted(set(given) - {"rows", "group"}) + ["view_side"] * (f.view_side is not None):
             raise RunError(f"--natural takes its lengths from the config; --{odd[0]} is for fixed work")
         r = config.rollout
-        queue = 4 * (r.slots or r.prompts * r.group)
-        setting = natural(config, given.get("rows", queue), given.get("group"))
+        group = given.get("group", r.group)
+        queue = -(-4 * (r.slots or r.prompts * r.group) // group) * group
+        setting = natural(config, given.get("rows", queue), group)
     else:
         setting = fixed(config, Work(**given), f.view_side)
     figures = measure(setting, f.runs, f.against)
