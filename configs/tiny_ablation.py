@@ -18,6 +18,7 @@ def get_config(stage: str = "sft") -> ConfigDict:
     c = tiny.get_config()
     c.stages = (stage,)
     c.model.checkpoint = f"workdir/ablation/{'base' if stage == 'sft' else 'sft'}"
+    c.grpo.optimizer.schedule = "constant"  # as measured
     c.eval.tasks = 200  # scripts/ablation.sh evaluates on the test split
 
     # Of 12,000 trajectories from scenes that neither the base nor GRPO sees, those that came out right. The teacher guesses most of

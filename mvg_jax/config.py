@@ -119,9 +119,9 @@ class Rollout:
 
     decode_slots, decode_lengths: () for the largest only, which all tables are filled up with.
     slots: rows in the cache at a time (0: all). pool: prompts (0: as many as rows in the slots are likely to need). Both, and what
-    prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh. lanes: parts of the batch that
-    take turns, each with its share of slots and pool; all tables are of one lane. On the CPU, in one process, the programs of one
-    run while the host and the tools work for another; elsewhere there is nothing to gain.
+    prefill, extend and encode take at a time, are rounded up to as many for each shard of the mesh. lanes: parts of the batch, each
+    with its share of slots and pool; all tables are of one lane. On one CPU device the programs of some run while the host and the
+    tools work for another; elsewhere there is nothing to gain.
     vision_kernel, decode_kernel: ways to compute attention, see models.attention; `scripts/bench_kernels.py` says which is fastest.
     """
 

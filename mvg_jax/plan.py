@@ -205,8 +205,9 @@ def with_programs(memory: Memory, config: Config, model: VLMConfig, which: Seque
                 p.state, p.shapes, p.engine.shapes, model.view_size, config.grpo.kl > 0
             ),
         }
-        # The empty cache that `start` makes is held already.
-        lowered += [(name, point, one) for name in which for made, one in programs[name]() if made != "start"]
+        # What these two make is held already: the empty cache, and views (which are small).
+        held = ("start", "blank views")
+        lowered += [(name, point, one) for name in which for made, one in programs[name]() if made not in held]
     need: dict[tuple, int] = {}
     for name, point, one in tqdm.tqdm(lowered, desc="compile", unit="program", disable=not sys.stderr.isatty()):
         found = one.compile().memory_analysis()

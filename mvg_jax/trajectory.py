@@ -126,28 +126,30 @@ def _check_spans(image_BxL: np.ndarray, count_B: np.ndarray, E: int) -> None:
 
 
 class Ledger:
-    """Builds Trajectories by appending whole pieces to rows; the only way a suffix grows."""
+    """Builds Trajectories by appending whole pieces to rows; the only way a suffix grows.
+
+    length: tokens of a suffix at most. views: (views of a row at most, height, width, 3).
+    """
 
     def __init__(
         self,
         prompts_PxL: np.ndarray,
         prompt_length_P: np.ndarray,
-        prompt_views_PxNxSxSx3: np.ndarray,
         rows: int,
         length: int,
-        views: int,
+        views: tuple[int, ...],
         image_token_id: int,
         tokens_per_image: int,
         position_grids: np.ndarray | None = None,
     ):
-        self._prompts = (prompts_PxL, prompt_length_P, prompt_views_PxNxSxSx3)
+        self._prompts = (prompts_PxL, prompt_length_P)
         self._image_token_id, self._tokens_per_image = image_token_id, tokens_per_image
         self._position_grids = position_grids
         self._tokens = np.zeros((rows, length), np.int32)
         self._origin = np.zeros((rows, length), np.int8)
         self._turn = np.zeros((rows, length), np.int8)
         self._logprob = np.zeros((rows, length), np.float32)
-        self._views = np.zeros((rows, views, *prompt_views_PxNxSxSx3.shape[2:]), np.uint8)
+        self._views = np.zeros((rows, *views), np.uint8)
         self.length_B = np.zeros(rows, np.int32)
         self.view_count_B = np.zeros(rows, np.int32)
 
@@ -181,12 +183,13 @@ class Ledger:
         self._views[row_n[which], self.view_count_B[row_n][which] + slot] = views_nxRxSxSx3[which, slot]
         self.view_count_B[row_n] += count_n
 
-    def close(self) -> Trajectories:
+    def close(self, prompt_views_PxNxSxSx3: np.ndarray) -> Trajectories:
         """The finished, checked ledger."""
         return Trajectories(
             self._image_token_id,
             self._tokens_per_image,
             *self._prompts,
+            prompt_views_PxNxSxSx3,
             self._tokens,
             self._origin,
             self._turn,

@@ -24,7 +24,8 @@ from mvg_jax.experiment import enter_mesh, outline
 from mvg_jax.mesh import put_rows, to_host
 from mvg_jax.metrics import write_atomically
 from mvg_jax.packed import pack
-from mvg_jax.tools import ToolResult, apply_packed
+from mvg_jax.rollout.scheduler import Phases
+from mvg_jax.tools import ToolResult, reframe_packed, render_packed
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger
 
 SIZES = (4, 8, 16, 32, 128)
@@ -52,11 +53,11 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
     width = max(world.shapes.observation_lengths)
     room_B = np.full(rows, world.shapes.suffix_length)
     logprobs_BxT = np.zeros(tokens_BxT.shape, np.float32)
-    first_views = np.asarray(prepared.views)
 
     def act(plan):
         calls = put_rows(pack((source_row_B, plan.frames, plan.args)))
-        views, facts = apply_packed(protocol.registry, prepared.sources, calls, world.view)
+        facts = reframe_packed(protocol.registry, calls)
+        views = jax.block_until_ready(render_packed(prepared.sources, calls, facts, world.view))
         return ToolResult(views, *to_host(facts).unpack())
 
     @contextlib.contextmanager
@@ -69,10 +70,8 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
     every, first = np.arange(rows), np.zeros(rows, np.int32)
     nobody = plan_step(offered_B, episodes, [parse_turn("") for _ in turns])
     for _ in range(calls + 1):
-        room = (rows, shapes.suffix_length, shapes.views)
-        ledger = Ledger(
-            prepared.tokens, prepared.length, first_views, *room, vocabulary.image, protocol.tokens_per_image
-        )
+        room = (rows, shapes.suffix_length, (shapes.views, *world.view.shape))
+        ledger = Ledger(prepared.tokens, prepared.length, *room, vocabulary.image, protocol.tokens_per_image)
         with timed("decode"):
             texts = [protocol.decode(tokens_BxT[b, : count_B[b]]) for b in range(rows)]
         with timed("parse"):
@@ -91,7 +90,7 @@ def measure(config: configs.Config, rows: int, calls: int) -> dict[str, float]:
         with timed("ledger, views"):
             ledger.append_views(every, to_host(step.views), step.count_B)
         with timed("first views"):
-            jax.block_until_ready(world.prepare(tasks, tools_on=True).views)
+            world.prepare(tasks, tools_on=True).views.to_host(Phases())
     figures = {name: float(np.median(values[1:])) for name, values in seconds.items()}
     figures["first views"] *= rows / prompts / config.rollout.group  # of as many prompts as such rows have
     return figures | {"views": int(result.count.sum())}

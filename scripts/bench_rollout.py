@@ -15,7 +15,8 @@ every figure is a median of runs, every ratio the median of the ratios of a roun
 
 seconds: of a rollout. seconds/PHASE: of rollouts in which every phase waits for its own device work, so that they add up, overlap
 nothing, and may take longer together. host_share: of those, all that is not encode, prefill, extend or decode. alone_share: of
-rollouts that do not wait, the time in which the host or the tools worked and no program of the model did, as far as the host sees.
+rollouts that do not wait, the time in which the host or the tools worked and no lane's model did, see `Phases`. slot_occupancy: while
+rows of any lane that has begun wait for a slot, which with lanes follows the clock a little.
 floor/, floor_share/: see rollout_floors.
 goodput: real token positions (no padding, nothing after a stop, a shared prefix once) / positions computed.
 """
@@ -27,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,7 @@ def play(setting: Setting, policy: Policy, block: bool = False) -> Played:
     start = time.perf_counter()
     with phases("prompts") as work:
         prompts = setting.world.prepare(setting.tasks, tools_on=True)
-        work.append(prompts.views)
+        work.append(prompts.sources)
     trajectories, _ = rollout(setting.world, policy, prompts, phases)
     return Played(time.perf_counter() - start, phases, trajectories)
 
@@ -102,7 +103,8 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
     warm = compiles.count
     found = {name: [] for name in contenders}
     for name in tqdm.tqdm([*contenders] * runs, desc="measure", unit="run", disable=quiet):
-        found[name].append(contenders[name]())
+        # Kept trajectories would take the memory that the next run could use again.
+        found[name].append(contenders[name]()._replace(trajectories=None))
     figures["compiles_after_warmup"] = compiles.count - warm
 
     # ---- figures -------------------------------------------------------------------------------------------------------
@@ -125,11 +127,10 @@ def measure(setting: Setting, runs: int, against: Sequence[str] = ()) -> dict[st
 
 
 def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str, float]:
-    """Of the rollouts as a whole. Slots count as occupied or not while rows wait for one, where any had to: not while they drain."""
+    """Of the rollouts as a whole."""
     shapes = setting.world.shapes
     seconds = statistics.median(one.seconds for one in played)
     counts = played[-1].phases.counts
-    when = "queued" if counts["slot_steps/queued"] else "drain"
     return {
         "seconds": seconds,
         "tokens_per_second": work.decode / seconds,
@@ -140,13 +141,19 @@ def of_ours(setting: Setting, work: Load, played: Sequence[Played]) -> dict[str,
         "lanes": shapes.lanes,
         "sampled_tokens": work.decode,
         "goodput": work.positions / counts["positions"],
-        "slot_occupancy": counts[f"tokens/{when}"] / counts[f"slot_steps/{when}"],
+        "slot_occupancy": statistics.median(occupancy(one.phases.counts) for one in played),
         "host_reads": played[-1].phases.host_reads,
         # Of the prompts as well, during which nothing else can run here; in training the update before does.
         "alone_share": statistics.median(
             (one.phases.alone + one.phases.seconds["prompts"]) / one.seconds for one in played
         ),
     }
+
+
+def occupancy(counts: Mapping[str, int]) -> float:
+    """Share of the slots' steps that drew a token, while rows waited for a slot, or, where none had to, of all."""
+    when = "queued" if counts["slot_steps/queued"] else "drain"
+    return counts[f"tokens/{when}"] / counts[f"slot_steps/{when}"]
 
 
 def of_phases(setting: Setting, work: Load, rates: Rates, played: Sequence[Played]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from mvg_jax.errors import RunError
 from mvg_jax.models.config import ModelConfig
 from mvg_jax.rollout.engine import Engine, Shapes
 from mvg_jax.rollout.policies import SampledPolicy
-from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
+from mvg_jax.rollout.scheduler import FirstViews, Phases, Prompts, Turns, World
 from mvg_jax.rollout.slots import NONE
 from mvg_jax.trajectory import MODEL, Trajectories
 
@@ -54,7 +54,9 @@ class Reprefill:
         self._running_B = np.ones(len(self._tasks), bool)
         self._tokens_BxL = np.pad(repeat(prompts.tokens), ((0, 0), (0, own + ROUND)))
         self._length_B = repeat(prompts.length)
-        self._views_BxN = np.pad(repeat(np.asarray(prompts.views)), ((0, 0), (0, self._shapes.views), *((0, 0),) * 3))
+        self._views_BxN = np.pad(
+            repeat(prompts.views.to_host(phases)), ((0, 0), (0, self._shapes.views), *((0, 0),) * 3)
+        )
         self._held_B = np.array([len(task.images) for task in self._tasks])
 
     def turns(self, phases: Phases) -> Turns | None:
@@ -120,12 +122,13 @@ class Reprefill:
         """What these rows have said and seen, as prompts."""
         tokens_nxL, length_n, held_n = self._tokens_BxL[row_n, :length], self._length_B[row_n], self._held_B[row_n]
         first = lambda b: self._tasks[b].images[:1]
+        views = self._views_BxN[row_n, : held_n.max()]
         return self._prompts._replace(
             tasks=tuple(dataclasses.replace(self._tasks[b], images=first(b) * self._held_B[b]) for b in row_n),
             tokens=tokens_nxL,
             length=length_n,
             last_position=self._world.next_position(tokens_nxL, length_n - 1, np.zeros_like(length_n)),
-            views=jnp.asarray(self._views_BxN[row_n, : held_n.max()]),
+            views=FirstViews(lambda prompt_n: jnp.asarray(views[prompt_n]), len(row_n), len(row_n)),
         )
 
     def _append(self, tokens_BxT: np.ndarray, count_B: np.ndarray) -> None:

@@ -33,7 +33,7 @@ def conversations():
     """Two prompts of 4 and 3 tokens (one image), two rows each: turns of 3 and 1, 2 and 1, 1, 2 tokens; observations of 4 and 3."""
     prompts = np.array([[1, IMAGE, IMAGE, 2], [IMAGE, IMAGE, 3, 0]], np.int32)
     views = lambda *shape: np.zeros((*shape, 2, 2, 3), np.uint8)
-    ledger = Ledger(prompts, np.array([4, 3], np.int32), views(2, 1), 4, 8, 1, IMAGE, E)
+    ledger = Ledger(prompts, np.array([4, 3], np.int32), 4, 8, (1, 2, 2, 3), IMAGE, E)
     count = lambda *numbers: np.array(numbers, np.int32)
     words, rows, turn = np.full((4, 4), 5, np.int32), np.arange(4), np.zeros(4, np.int8)
     ledger.append(rows, words, count(3, 2, 1, 2), MODEL, turn)
@@ -42,7 +42,7 @@ def conversations():
     ledger.append(rows, observed, count(4, 3, 0, 0), ENVIRONMENT, turn)
     ledger.append_views(rows, views(4, 1), count(1, 1, 0, 0))
     ledger.append(rows, words, count(1, 1, 0, 0), MODEL, turn + 1)
-    return ledger.close()
+    return ledger.close(views(2, 1))
 
 
 def test_load_counts_each_token_once():

@@ -16,7 +16,7 @@ def build(pieces, *, prompts=((1, IMAGE, IMAGE, IMAGE, 2), (1, 2)), length=16, v
     prompt_length_P = np.array([len(ids) for ids in prompts], np.int32)
     rows = 2 * len(prompts)
     prompt_views = np.zeros((len(prompts), 1, 2, 2, 3), np.uint8)
-    ledger = Ledger(prompts_PxL, prompt_length_P, prompt_views, rows, length, views, IMAGE, E)
+    ledger = Ledger(prompts_PxL, prompt_length_P, rows, length, (views, 2, 2, 3), IMAGE, E)
     for turn, (origin, rows_of_ids) in enumerate(pieces):
         tokens = np.full((rows, 8), 5, np.int32)  # the padding of a piece is not its content
         for b, ids in enumerate(rows_of_ids):
@@ -29,7 +29,7 @@ def build(pieces, *, prompts=((1, IMAGE, IMAGE, IMAGE, 2), (1, 2)), length=16, v
         ledger.append_views(
             np.arange(rows), np.broadcast_to(values[..., None, None, None], (rows, 2, 2, 2, 3)), images_B
         )
-    return ledger.close()
+    return ledger.close(prompt_views)
 
 
 SPAN = [IMAGE] * E

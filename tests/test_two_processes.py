@@ -61,6 +61,7 @@ def work(process: int, processes: int, folder: pathlib.Path) -> None:
     script = [turns for i, turns in enumerate(SCRIPT) if i // 2 % processes == process]
     ledger, _, _ = tiny_world.play(own, script=script, lanes=2)
     rows = {"tokens": ledger.tokens_BxL, "logprobs": ledger.logprob_BxL, "views": ledger.views_BxNxSxSx3}
+    rows["first_views"] = np.repeat(ledger.prompt_views_PxNxSxSx3, ledger.group_size, axis=0)
     np.savez(folder / f"rows_{process}.npz", **rows, turns=ledger.turn_BxL.max(axis=1))
     params = place(tiny_world.model()[1])
     tasks = [tiny_world.task(i) for i in range(6)]
@@ -112,6 +113,7 @@ def test_rows_are_those_of_one_process_wherever_they_are_played(folders):
         own = np.arange(8) // 2 % 2 == i
         np.testing.assert_array_equal(part["tokens"], whole["tokens"][own])
         np.testing.assert_array_equal(part["views"], whole["views"][own])
+        np.testing.assert_array_equal(part["first_views"], whole["first_views"][own])
         np.testing.assert_allclose(part["logprobs"], whole["logprobs"][own], atol=1e-5)
 
 

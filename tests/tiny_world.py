@@ -220,7 +220,8 @@ def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
     prompts_PxL = words(prompts, 12)
     prompts_PxL[:, 2 : 2 + E] = image
     pixels = lambda *shape: rng.integers(0, 256, (*shape, SIZE, SIZE, 3)).astype(np.uint8)
-    ledger = Ledger(prompts_PxL, prompt_length_P, pixels(prompts, 1), rows, length, 3, VOCABULARY.image, E)
+    prompt_views = pixels(prompts, 1)
+    ledger = Ledger(prompts_PxL, prompt_length_P, rows, length, (3, SIZE, SIZE, 3), VOCABULARY.image, E)
     views_B = np.arange(rows) % 3
     observation_BxT = words(rows, 14)
     for b, count in enumerate(views_B):
@@ -233,7 +234,7 @@ def random_ledger(prompts: int, group: int = 2, seed: int = 0) -> Trajectories:
     ledger.append_views(every, pixels(rows, 2), views_B.astype(np.int32))
     ledger.append(every, words(rows, 9), count(1, 9), MODEL, first + 1)
     ledger.append(every, words(rows, 3), count(1, 3), ENVIRONMENT, first + 1)
-    return ledger.close()
+    return ledger.close(prompt_views)
 
 
 def plain_logprobs(trajectories: Trajectories, temperature: float, banned_V: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
     episodes = reset(tasks, limits)
     until every row has stopped:
         plan = plan_step(offered_B, episodes, turns)        host: parsed turns -> calls as arrays, errors, stops
-        result = apply_tools(..., plan.frames, plan.args)   device: one program for all rows, those with no call masked
+        result = apply_tools(..., plan.frames, plan.args)   device: all rows at once, those with no call masked
         episodes, step = finish_step(protocol, plan, ...)   host: counts, codes and frames -> observation tokens
 
 A row is its task, its images' frames and its turns; everything else (answer, errors, rewards) follows from these.

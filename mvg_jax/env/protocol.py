@@ -344,6 +344,7 @@ class Protocol:
         if self.tokens_per_image < 1:
             raise ValueError(f"tokens_per_image {self.tokens_per_image}: at least 1")
 
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - few protocols live, each as long as the program
     def system_text(self, tools_on: bool = True) -> str:
         """The system turn's content; trusted text."""
         return system_text(self.registry, self.style, tools_on)
@@ -354,7 +355,7 @@ class Protocol:
         head = marks.system + self.system_text(tools_on) + marks.question
         return self._ids(head, len(task.images), marks.question_images, question_text(task), marks.answer)
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019 - few protocols live, each as long as the program
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 - as above
     def observation_ids(self, count: int, text: str) -> tuple[int, ...]:
         """A tool's answer: count images (0 for an error) and a line of text; begins after the model's end_of_turn."""
         marks = self.marks
@@ -387,6 +388,11 @@ class Protocol:
         if not count:
             return vocabulary.encode_parts((head, True), (text, False), (tail, True))
         image = [vocabulary.image_start, *[vocabulary.image] * self.tokens_per_image, vocabulary.image_end]
-        more = (vocabulary.encode_parts((between, True)) + image) * (count - 1)
+        more = [*self._trusted(between), *image] * (count - 1)
         rest = vocabulary.encode_parts((after, True), (text, False), (tail, True))
-        return vocabulary.encode_parts((head, True)) + image + more + rest
+        return [*self._trusted(head), *image, *more, *rest]
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - as above
+    def _trusted(self, text: str) -> tuple[int, ...]:
+        """Ids of what stands in front of images, much of it the same in every conversation."""
+        return tuple(self.vocabulary.encode_parts((text, True)))

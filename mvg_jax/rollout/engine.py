@@ -36,7 +36,7 @@ from mvg_jax.rollout.sampling import Sampling, draw
 class Shapes:
     """The static shapes of a rollout: with these fixed, nothing compiles after warm-up.
 
-    prompts (P) x group (G) rows, played in lanes that take turns (see policies.SampledPolicy). Of each lane's rows `slots` (S) are in
+    prompts (P) x group (G) rows, played in lanes side by side (see policies.SampledPolicy). Of each lane's rows `slots` (S) are in
     its cache at a time, with the prompts of at most `pool` (M).
     prompt_length; turn_tokens (T): most tokens sampled a turn; suffix_length: KV cache a row; prompt_images and views: images that
     a prompt and a row after it may hold.
@@ -161,6 +161,7 @@ class Engine:
         model = functools.partial(_model, graph, kernels)
         self.banned_V = jnp.asarray(banned_V)
         self.start = jax.jit(functools.partial(_start, model, shapes))
+        self.blank = jax.jit(functools.partial(_blank, model, shapes))
         self.see = jax.jit(by_shard(_see), donate_argnums=0)
         self.encode = jax.jit(functools.partial(_encode, model, max(shapes.encode_batches)))
         self.prefill = jax.jit(functools.partial(_prefill, model), donate_argnums=1)
@@ -188,7 +189,7 @@ class Engine:
         int_of = lambda *shape: of(shape)
         state = self.abstract_state(params)
         views = {"views": of((s.slots, s.views, *view_size, 3), jnp.uint8)}
-        views["prompts"] = of((s.prompts, s.prompt_images, *view_size, 3), jnp.uint8)
+        views["prompts"] = of((s.prefill_prompts, s.prompt_images, *view_size, 3), jnp.uint8)
         feature = jax.eval_shape(self.encode, params, views["views"], int_of(max(s.encode_batches)))
         features = of(feature.shape, feature.dtype)
         S, p, N, V = s.slots, s.prefill_prompts, s.prompt_images, self.banned_V
@@ -201,7 +202,8 @@ class Engine:
         seen = lambda n, R: self.see.lower(
             views["views"], of((n, R, *view_size, 3), jnp.uint8), int_of(n), int_of(n, R)
         )
-        programs = [("start", self.start.lower(params)), (f"see {S}", seen(S, s.views))]
+        programs = [("start", self.start.lower(params)), ("blank views", self.blank.lower(params))]
+        programs.append((f"see {S}", seen(S, s.views)))
         programs += [(f"see {n} turns", seen(n, max_views)) for n in dict.fromkeys(s.turn_batches)]
         programs += [(f"decode {n}x{L}", decode(n, L)) for n in s.decode_slots for L in s.decode_lengths]
         if len(s.decode_slots) > 1:
@@ -250,6 +252,12 @@ def _start(model, shapes: Shapes, params) -> State:
     text, dtype = model.config.text, model.language_model.embed_tokens.embedding.dtype
     empty = lambda rows, length: Suffix.empty(text, rows, length, dtype)[:2]
     return _laid_out(State(*empty(shapes.pool, shapes.prompt_length), *empty(shapes.slots, shapes.suffix_length)))
+
+
+def _blank(model, shapes: Shapes, params) -> jax.Array:
+    """Views [S, V, H, W, 3] of slots that were shown nothing."""
+    views_SxVxHxWx3 = jnp.zeros((shapes.slots, shapes.views, *model(params).config.view_size, 3), jnp.uint8)
+    return constrain(views_SxVxHxWx3, "batch")
 
 
 def _see(views_SxVxHxWx3, new_nxRxHxWx3, slot_n, place_nxR) -> jax.Array:

@@ -2,8 +2,8 @@
 
 import collections
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,9 +12,8 @@ from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import StepResult
 from mvg_jax.env.protocol import Protocol
 from mvg_jax.mesh import agree, gather, local_shards, put_rows, shard_count
-from mvg_jax.packed import pack
 from mvg_jax.rollout.engine import Engine, Going, Opening, Told, bucket
-from mvg_jax.rollout.lanes import Flight, Lane
+from mvg_jax.rollout.lanes import Lane, first_to_land
 from mvg_jax.rollout.sampling import Sampling, row_keys
 from mvg_jax.rollout.scheduler import Phases, Prompts, Turns, World
 from mvg_jax.rollout.slots import NONE, Slots
@@ -32,10 +31,9 @@ class SampledPolicy:
     """The model itself, drawn by the engine. seed and step name the noise, with each row's task and sample.
 
     Rows are seated in the engine's slots as these become free (see slots.py). Between two calls of decode, rows that have finished a
-    turn are handed to the environment, and those that it has answered are fed the answer. Lanes take turns at that: on the CPU, in
-    one process, the programs of the others run while the host and the tools work for one. (Elsewhere the tools, and what processes
-    agree on, wait for what was started before them.) What runs next follows from tokens alone, never from a clock, and is the same
-    in all processes.
+    turn are handed to the environment, and those that it has answered are fed the answer. The host does that for one lane at a time;
+    on the CPU the programs of the others run meanwhile. What a lane runs next follows from its own tokens alone, so that no sample
+    depends on which of them is served first: on one device the one that has drawn first, on several the same one in all processes.
 
     top_k, top_p: of all rows; see `sampling.Sampling`. Not for training, whose learner scores what was drawn without them.
     """
@@ -86,31 +84,27 @@ class SampledPolicy:
         self._said: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(B)]
         self._told = [collections.deque(self._fitting(told.get(b, ()))) for b in range(B)]
         local = [[b % self._rows_a_shard for b in told if b // self._rows_a_shard == shard] for shard in range(shards)]
-        size = prompts.views.shape[2:]
+        own_thread = shapes.lanes > 1 and jax.sharding.get_mesh().empty
         self._lanes: collections.deque[Lane] = collections.deque()  # the first is the one whose turn it is
         for number in range(shapes.lanes):
             mine = [[row for row in rows if row // G % shapes.lanes == number] for rows in local]
             slots = [Slots(rows, G, shapes.slots // every, shapes.pool // every) for rows in mine]
-            with phases("start") as work:
-                state = self._engine.start(self._params)
-                shown = put_rows(np.zeros((shapes.slots // jax.process_count(), shapes.views, *size), np.uint8))
-                self._lanes.append(Lane(slots, state, shown, alone=shapes.lanes == 1))
-                work.append((state, shown))
+            self._lanes.append(Lane(slots, self._engine, self._params, phases, own_thread=own_thread))
 
     def turns(self, phases: Phases) -> Turns | None:
         shapes = self._engine.shapes
         while self._lanes:
-            lane = self._lanes[0]
-            self._land(lane, phases)
+            lane = self._next(phases)
+            self._land(lane, phases.counts)
             going, over, _, _ = self._census(lane)
             if over and (over >= shapes.idle * (going + over) or not going):
                 return self._hand_over(lane)  # and comes back to this lane
             self._seat(lane, phases)
-            self._read(lane, phases)
+            self._read(lane, phases.counts)
             going, over, reading, queued = self._census(lane)
             if going:
                 need = max(1, math.ceil(shapes.idle * (going + over)))
-                self._launch(lane, phases, going - (need - over) + 1)
+                self._launch(lane, going - (need - over) + 1)
                 self._lanes.rotate(-1)
             elif not reading and not queued:
                 self._lanes.popleft().close()
@@ -120,7 +114,7 @@ class SampledPolicy:
         lane = self._lanes[0]  # that has handed them over
         count_n = np.where(running_n, step.count_B, 0)
         if any(agree(int(count_n.max()))):
-            self._look(lane, row_n, step.views, count_n, phases)
+            self._look(lane, row_n, step.views, count_n)
         for i in np.flatnonzero(row_n != NONE).tolist():
             shard, local = divmod(int(row_n[i]), self._rows_a_shard)
             if running_n[i]:
@@ -130,14 +124,14 @@ class SampledPolicy:
             else:
                 lane.slots[shard].leave(local)
 
-    def _send(self, lane: Lane, phases: Phases, program: Callable, *arguments: Any, **static: Any) -> Any:
-        """Starts a program of the model."""
-        phases.resume(self._under_way())
-        return lane.send(program, *arguments, **static)
-
-    def _under_way(self) -> bool:
-        """Whether decode still runs for some lane."""
-        return any(lane.flight is not None and not lane.flight.drawn.count.is_ready() for lane in self._lanes)
+    def _next(self, phases: Phases) -> Lane:
+        """The lane that is served now. Those that are not in flight stand in front."""
+        if self._lanes[0].flight is not None:
+            with phases("decode"):
+                lane = first_to_land(self._lanes)
+            self._lanes.remove(lane)
+            self._lanes.appendleft(lane)
+        return self._lanes[0]
 
     # ---- decode: started, and read later ------------------------------------------------------------------------------
 
@@ -155,7 +149,7 @@ class SampledPolicy:
         counts = [many(self._going(lane)), many(lane.over), many(lane.reading), queued]
         return tuple(gather(np.array([counts])).sum(axis=0).tolist())
 
-    def _launch(self, lane: Lane, phases: Phases, least: int) -> None:
+    def _launch(self, lane: Lane, least: int) -> None:
         """Starts decode on as much of the cache as those need who have tokens to draw."""
         shapes, every, A = self._engine.shapes, shard_count(), self._rows_a_shard
         going = self._going(lane)
@@ -166,7 +160,7 @@ class SampledPolicy:
             for row in going[shard]
         ]
         most, longest = agree(max(map(len, going)), int(max(ends, default=1)))
-        self._move(lane, going, bucket(shapes.decode_slots, most * every, "rollout.decode_slots") // every, phases)
+        self._move(lane, going, bucket(shapes.decode_slots, most * every, "rollout.decode_slots") // every)
         last = max(
             (slots.slot(row) + 1 for slots, rows in zip(lane.slots, going, strict=True) for row in rows), default=1
         )
@@ -185,18 +179,13 @@ class SampledPolicy:
         of = lambda x_B: np.where(row_S == NONE, 0, x_B[row_S]).astype(np.int32)
         numbers = (of(x) for x in (self._pending_B, self._length_B, self._position_B, left_B))
         sampling = Sampling(*(x_B[row_S] for x_B in self._sampling_B))
-        with phases("decode") as work:
-            leasts = np.full(len(row_S), least, np.int32)
-            going = pack(Going(seat_S, *numbers, leasts, self._names_Bx4[row_S], sampling))
-            inputs = put_rows((going, np.concatenate(count_M).astype(np.int32)))
-            inputs = (self._params, lane.state, *inputs, self._engine.banned_V)
-            lane.state, drawn = self._send(lane, phases, self._engine.decode, *inputs, length=length)
-            work.append(drawn)
-        begun = [lane for lane in self._lanes if lane.features is not None]  # in the others nobody has to wait yet
-        queued = any(slots.queued for lane in begun for slots in lane.slots)
-        lane.flight = Flight(row_S, drawn, queued)
+        leasts = np.full(len(row_S), least, np.int32)
+        those = Going(seat_S, *numbers, leasts, self._names_Bx4[row_S], sampling)
+        # In lanes that have not begun nobody has to wait yet.
+        queued = any(slots.queued for one in self._lanes if one.begun for slots in one.slots)
+        lane.launch(row_S, those, np.concatenate(count_M).astype(np.int32), length, queued)
 
-    def _move(self, lane: Lane, going: Sequence[Sequence[int]], slots: int, phases: Phases) -> None:
+    def _move(self, lane: Lane, going: Sequence[Sequence[int]], slots: int) -> None:
         """Seats those who go on in the first slots of each shard, where there is room."""
         shapes, every = self._engine.shapes, shard_count()
         moves = [own.gather(rows, slots) for own, rows in zip(lane.slots, going, strict=True)]
@@ -206,20 +195,14 @@ class SampledPolicy:
             for shard, pairs in enumerate(moves):
                 for i, pair in enumerate(pairs[first : first + n]):
                     ends[shard, i] = pair
-            with phases("move") as work:
-                from_n, to_n = put_rows((ends[..., 0].reshape(-1), ends[..., 1].reshape(-1)))
-                lane.state = self._send(lane, phases, self._engine.move, lane.state, from_n, to_n)
-                work.append(lane.state)
+            lane.move(ends[..., 0].reshape(-1), ends[..., 1].reshape(-1))
 
-    def _land(self, lane: Lane, phases: Phases) -> None:
+    def _land(self, lane: Lane, counts: collections.Counter[str]) -> None:
         """Takes in what decode has drawn, if it was started."""
-        if lane.flight is None:
+        landed = lane.land()
+        if landed is None:
             return
-        phases.resume(self._under_way())
-        (row_S, drawn, queued), lane.flight = lane.flight, None
-        with phases("decode"):
-            drawn = phases.to_host(drawn)
-        phases.rest()
+        row_S, queued, drawn = landed
         for s in np.flatnonzero(drawn.count).tolist():
             row, count = int(row_S[s]), int(drawn.count[s])
             self._said[row].append((drawn.tokens[s, :count], drawn.logprobs[s, :count]))
@@ -231,9 +214,9 @@ class SampledPolicy:
                 self._ended_B[row], self._left_B[row] = drawn.ended[s], 0
                 lane.over[row // self._rows_a_shard].append(row)
         steps, drawn_tokens = int(drawn.count.max(initial=0)), int(drawn.count.sum())
-        phases.counts.update(decode_calls=1, decode_steps=steps, positions=steps * len(row_S))
+        counts.update(decode_calls=1, decode_steps=steps, positions=steps * len(row_S))
         when, slots = "queued" if queued else "drain", self._engine.shapes.slots // jax.process_count()
-        phases.counts.update({f"slot_steps/{when}": steps * slots, f"tokens/{when}": drawn_tokens})
+        counts.update({f"slot_steps/{when}": steps * slots, f"tokens/{when}": drawn_tokens})
 
     def _hand_over(self, lane: Lane) -> Turns:
         """The turns that are over, in the smaller of two batches where they fit."""
@@ -261,13 +244,13 @@ class SampledPolicy:
             begun = []
             for shard, slots in enumerate(lane.slots):
                 begun += [shard * self._rows_a_shard + local for local in slots.fill()]
-            self._sit_down(lane, begun, phases)
+            self._sit_down(lane, begun)
             entered = [slots.load(shapes.prefill_prompts // every) for slots in lane.slots]
             if not any(agree(max(map(len, entered)))):
                 return
             self._prefill(lane, entered, phases)
 
-    def _sit_down(self, lane: Lane, begun: Sequence[int], phases: Phases) -> None:
+    def _sit_down(self, lane: Lane, begun: Sequence[int]) -> None:
         for row in begun:
             if self._told[row]:
                 lane.reading[row // self._rows_a_shard].append(row)
@@ -279,9 +262,9 @@ class SampledPolicy:
             mine = [[row for row in begun if row // self._rows_a_shard == shard] for shard in range(len(lane.slots))]
             row_n = np.array([row for rows in mine for row in rows + [NONE] * (slots - len(rows))], np.int32)
             count_n = np.array([sum(piece.views for piece in self._told[row]) if row != NONE else 0 for row in row_n])
-            self._look(lane, row_n, put_rows(self._told_views[row_n]), count_n, phases)
+            self._look(lane, row_n, put_rows(self._told_views[row_n]), count_n)
 
-    def _look(self, lane: Lane, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray, phases: Phases) -> None:
+    def _look(self, lane: Lane, row_n: np.ndarray, views: jax.Array, count_n: np.ndarray) -> None:
         """Keeps new views [n, R, H, W, 3] of seated rows, the first count_n of each, until they are fed."""
         shapes, every = self._engine.shapes, shard_count()
         slot_n = np.full(len(row_n), shapes.slots // every, np.int32)
@@ -291,9 +274,7 @@ class SampledPolicy:
             slot_n[i] = lane.slots[shard].slot(local)
             place_nxR[i, : count_n[i]] = self._seen_B[row_n[i]] + np.arange(count_n[i])
             self._seen_B[row_n[i]] += count_n[i]
-        with phases("tools") as work:
-            lane.views = lane.send(self._engine.see, lane.views, views, *put_rows((slot_n, place_nxR)))
-            work.append(lane.views)
+        lane.see(views, slot_n, place_nxR)
 
     def _fitting(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same in pieces that a bucket holds; one with views stays whole."""
@@ -312,19 +293,18 @@ class SampledPolicy:
             for i, (prompt, entry) in enumerate(pairs):
                 prompt_n[shard, i], entry_n[shard, i] = shard * own + prompt, entry
                 images_n[shard, i] = len(prompts.tasks[shard * own + prompt].images)
-                index[shard] += range(prompt * N, prompt * N + images_n[shard, i])
+                index[shard] += range(i * N, i * N + images_n[shard, i])
         prompt_n, seen = prompt_n.reshape(-1), self._places(images_n, N)
-        self._encode(lane, prompts.views, index, p * N, phases)
+        with phases("tools") as work:
+            views = prompts.views.of(prompt_n)
+            work.append(views)
+        self._encode(lane, index, p * N, p * N, views)
         count_n = np.where(prompt_n == NONE, 0, prompts.length[prompt_n] - 1).astype(np.int32)
         opening = Opening(entry_n.reshape(-1), prompts.tokens[prompt_n], count_n, seen)
-        with phases("prefill") as work:
-            lane.state = self._send(
-                lane, phases, self._engine.prefill, self._params, lane.state, put_rows(pack(opening)), lane.features
-            )
-            work.append(lane.state)
+        lane.prefill(opening)
         phases.counts["positions"] += opening.tokens_PxL.size
 
-    def _read(self, lane: Lane, phases: Phases) -> None:
+    def _read(self, lane: Lane, counts: collections.Counter[str]) -> None:
         """Feeds rows what they were told, those of like length in full batches; a rest that fills none waits once for more."""
         shapes = self._engine.shapes
         table = [n // shard_count() for n in shapes.extend_rows]
@@ -338,7 +318,8 @@ class SampledPolicy:
                     lane.held.add(X)
                     break
                 n = max((n for n in table if n <= most), default=table[0])
-                self._extend(lane, [mine[:n] for mine in rows], n, X, phases)
+                self._extend(lane, [mine[:n] for mine in rows], n, X)
+                counts["positions"] += n * len(rows) * X
                 lane.held.discard(X)
 
     def _fits(self, row: int) -> int:
@@ -347,7 +328,7 @@ class SampledPolicy:
             self._engine.shapes.observation_lengths, len(self._told[row][0].tokens), "rollout.observation_lengths"
         )
 
-    def _extend(self, lane: Lane, rows: Sequence[Sequence[int]], n: int, X: int, phases: Phases) -> None:
+    def _extend(self, lane: Lane, rows: Sequence[Sequence[int]], n: int, X: int) -> None:
         """One piece of up to X tokens for each of these rows, up to n of every shard."""
         shapes, every, prompts = self._engine.shapes, shard_count(), self._prompts
         lane.reading = [[r for r in waiting if r not in mine] for waiting, mine in zip(lane.reading, rows, strict=True)]
@@ -385,24 +366,18 @@ class SampledPolicy:
         after_n = self._world.next_position(told.tokens_nxX, told.count, told.position)
         self._position_B[row_n[there]] = after_n[there]
         if any(agree(int(views_n.max()))):
-            self._encode(lane, lane.views, index, 0, phases)
-        with phases("extend") as work:
-            lane.state = self._send(
-                lane, phases, self._engine.extend, self._params, lane.state, put_rows(pack(told)), lane.features
-            )
-            work.append(lane.state)
-        phases.counts["positions"] += told.tokens_nxX.size
+            self._encode(lane, index, 0, len(lane.slots[0].row_S) * shapes.views)
+        lane.extend(told)
 
-    def _encode(self, lane: Lane, views: jax.Array, index: Sequence[Sequence[int]], least: int, phases: Phases) -> None:
-        """Features of views, those named for each shard, until the next call; in a bucket for at least `least` a shard."""
+    def _encode(
+        self, lane: Lane, index: Sequence[Sequence[int]], least: int, many: int, views: jax.Array | None = None
+    ) -> None:
+        """Features of those named for each shard of its `many` views, by default the lane's, until the next call; in a bucket for at
+        least `least` a shard."""
         every = shard_count()
         (most,) = agree(max(least, *map(len, index)))
         n = bucket(self._engine.shapes.encode_batches, most * every, "rollout.encode_batches") // every
-        nobody = views.shape[0] // every * views.shape[1]
-        index_n = np.array([i for mine in index for i in [*mine, *[nobody] * (n - len(mine))]], np.int32)
-        with phases("encode") as work:
-            lane.features = self._send(lane, phases, self._engine.encode, self._params, views, put_rows(index_n))
-            work.append(lane.features)
+        lane.encode(np.array([i for mine in index for i in [*mine, *[many] * (n - len(mine))]], np.int32), views)
 
     def _places(self, count_Sxn: np.ndarray, most: int) -> np.ndarray:
         """[S * n, most] int32: where a row's features stand when those of a shard's rows are encoded one after the other."""
@@ -495,7 +470,7 @@ class GuidedPolicy:
     def _shown(self) -> np.ndarray:
         """[B, V, H, W, 3] uint8: the views of each row so far, in order."""
         room = self._world.shapes.views
-        shown = np.zeros((len(self._views), room, *self._prompts.views.shape[2:]), np.uint8)
+        shown = np.zeros((len(self._views), room, *self._world.view.shape), np.uint8)
         for b, views in enumerate(self._views):
             shown[b, : len(views)] = np.reshape(views, (len(views), *shown.shape[2:]))
         return shown

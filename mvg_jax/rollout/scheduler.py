@@ -3,7 +3,7 @@
 prompts ──► policy.begin
 ┌────────► policy.turns       those that are over: sampled by the engine, or read from a script
 │          parse, judge       host
-│          apply_packed       device, all of these turns' tools at once
+│          reframe, render    device, all of these turns' tools at once
 │          ledger.append      model turn, observation, views
 └───────── policy.observe     what their rows read before they speak again
 """
@@ -12,9 +12,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import threading
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,12 +26,22 @@ from mvg_jax.data.task import Task
 from mvg_jax.env.episode import Episodes, Limits, StepResult, Stop, finish_step, plan_step, reset, task_sources
 from mvg_jax.env.protocol import Protocol, parse_turn
 from mvg_jax.errors import RunError
-from mvg_jax.frames import Frame, full_frame
-from mvg_jax.mesh import abstract, by_shard, local_shards, put_rows, to_host
-from mvg_jax.packed import abstract_packed, pack
+from mvg_jax.frames import full_frame
+from mvg_jax.mesh import abstract, agree, by_shard, local_shards, put_rows, to_host
+from mvg_jax.packed import Packed, abstract_packed, pack
 from mvg_jax.positions import token_positions
 from mvg_jax.rollout.engine import Shapes
-from mvg_jax.tools import Registry, Sources, ToolResult, ViewFormat, apply_packed, render_views
+from mvg_jax.rollout.slots import NONE
+from mvg_jax.tools import (
+    MAX_VIEWS,
+    Registry,
+    Sources,
+    ToolResult,
+    ViewFormat,
+    reframe_packed,
+    render_packed,
+    render_views,
+)
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Ledger, Trajectories
 
 NO_TOOLS = Registry(())
@@ -40,8 +51,9 @@ class Phases:
     """Seconds of a rollout by phase, and counts. A phase inside another takes its time from it, so that phases add up.
 
     block: a phase waits for its own device work (for benchmarks).
-    alone: seconds in which the host or the tools worked and no program of the model did. An estimate: the host looks when it has
-    waited for the model and when it starts something, and takes the time before as it finds it.
+    alone: seconds in which the host or the tools worked and no lane's model did. A lane's works from the first program that it is
+    given until what decode drew has come back; in between it may wait for the next program, if only briefly. A lane without a
+    thread of its own is asked what it drew when its turn comes: with several of those, `alone` is the least it can be.
     """
 
     def __init__(self, block: bool = False):
@@ -49,9 +61,10 @@ class Phases:
         self.seconds: dict[str, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.host_reads = 0
-        self._block = block
+        self.block = block
         self._inside = 0.0  # seconds of the phases inside of the one under way
-        self._resting = None  # since when the model may have nothing to do
+        self._working, self._since = 0, 0.0  # lanes whose model works, and since when none does
+        self._lock = threading.Lock()  # lanes tell of it from their own threads
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[list]:
@@ -59,40 +72,96 @@ class Phases:
         work, start, outer = [], time.perf_counter(), self._inside
         self._inside = 0.0
         yield work
-        if self._block:
+        if self.block:
             jax.block_until_ready(work)
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inside
         self._inside = outer + seconds
 
-    def rest(self) -> None:
-        """The host has waited for the model, which from now on may have nothing to do."""
-        self._resting = time.perf_counter()
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """The time that is looked at; what no lane's model works in is `alone`."""
+        self._since = time.perf_counter()
+        with self("host"):
+            yield
+        if not self._working:
+            self.alone += time.perf_counter() - self._since
 
-    def resume(self, under_way: bool = False) -> None:
-        """The model works, or is about to. under_way: it has worked since it was rested, for others."""
-        if self._resting is not None and not under_way:
-            self.alone += time.perf_counter() - self._resting
-        self._resting = None
+    def resume(self) -> None:
+        """A lane's model begins to work."""
+        with self._lock:
+            if not self._working:
+                self.alone += time.perf_counter() - self._since
+            self._working += 1
+
+    def rest(self) -> None:
+        """A lane's model has worked."""
+        with self._lock:
+            self._working -= 1
+            if not self._working:
+                self._since = time.perf_counter()
 
     def to_host(self, tree):
         """The one way from the device to the host, counted."""
-        self.host_reads += 1
+        with self._lock:
+            self.host_reads += 1
         return to_host(tree)
 
 
 class Prompts(NamedTuple):
-    """P prompts ready to roll out. On the host tokens [P, L] int32, length [P], last_position [P] (of the last token); on the device
-    native images and first views [P, N0, H, W, 3] uint8. tools_on: whether each offers tools; where not, every call is an unknown
-    tool."""
+    """P prompts ready to roll out. On the host tokens [P, L] int32, length [P], last_position [P] (of the last token), and episodes
+    of one row each that have not begun; on the device native images and, once they are asked for, first views. tools_on: whether each
+    offers tools; where not, every call is an unknown tool."""
 
     tasks: tuple[Task, ...]
     tokens: np.ndarray
     length: np.ndarray
     last_position: np.ndarray
     sources: Sources
-    views: jax.Array
+    views: "FirstViews"
+    episodes: Episodes
     tools_on: tuple[bool, ...]
+
+
+class FirstViews:
+    """What P prompts show before anybody has asked for more, N0 views each, made when they are needed.
+
+    make: views [n, N0, H, W, 3] uint8 on the device of prompts prompt_n (NONE: none), as many of each shard. batch: n of one call.
+    """
+
+    def __init__(self, make: Callable[[np.ndarray], jax.Array], prompts: int, batch: int):
+        self._make, self._prompts, self._batch = make, prompts, batch
+        self._made: list[tuple[np.ndarray, jax.Array]] = []  # and not yet fetched
+        self._views: dict[int, np.ndarray] = {}
+
+    def of(self, prompt_n: np.ndarray) -> jax.Array:
+        """Those of n = batch prompts."""
+        views = self._make(prompt_n)
+        self._made.append((prompt_n, views))
+        return views
+
+    def fetch(self, phases: Phases) -> None:
+        """To the host, all that are made: the device need not hold them."""
+        if not self._made:
+            return
+        fetched = phases.to_host([views for _, views in self._made])
+        for (prompt_n, _), views in zip(self._made, fetched, strict=True):
+            self._views |= {p: view for p, view in zip(prompt_n.tolist(), views, strict=True) if p != NONE}
+        self._made = []
+
+    def to_host(self, phases: Phases) -> np.ndarray:
+        """Of all prompts, [P, N0, H, W, 3] uint8; made for those that nobody has asked for."""
+        self.fetch(phases)
+        shards = local_shards()
+        own, n = self._prompts // shards, self._batch // shards
+        missing = [
+            [p for p in range(shard * own, (shard + 1) * own) if p not in self._views] for shard in range(shards)
+        ]
+        for first in range(0, agree(max(map(len, missing)))[0], n):
+            cuts = [mine[first : first + n] for mine in missing]
+            self.of(np.array([p for cut in cuts for p in cut + [NONE] * (n - len(cut))], np.int32))
+        self.fetch(phases)
+        return np.stack([self._views[p] for p in range(self._prompts)])
 
 
 class Turns(NamedTuple):
@@ -136,8 +205,7 @@ class World:
     position_grids: np.ndarray | None = None
 
     def prepare(self, tasks: Sequence[Task], tools_on: bool | Sequence[bool]) -> Prompts:
-        """Prompt tokens and first views of this process's P tasks. tools_on: of all, or of each. RunError when they do not fit
-        the shapes."""
+        """This process's P tasks as prompts. tools_on: of all, or of each. RunError when they do not fit the shapes."""
         shapes = self.shapes
         P = shapes.prompts // jax.process_count()
         if len(tasks) != P:
@@ -153,29 +221,44 @@ class World:
                     f"{shapes.prompt_length} and {shapes.prompt_images}; enlarge config.rollout.prompt_length or config.data.images"
                 )
             tokens[p, : len(ids)], length[p] = ids, len(ids)
-        sources = put_rows(task_sources(tasks, *self.image_size[:2], shapes.prompt_images))
-        frames = reset(tasks, self.limits).frames
-        first = put_rows(jax.tree.map(lambda x: x[:, : shapes.prompt_images], frames))
+        episodes = reset(tasks, self.limits)
+        frames = jax.tree.map(lambda x: x[:, : shapes.prompt_images], episodes.frames)
         last = self.next_position(tokens, length - 1, np.zeros_like(length))
-        return Prompts(tuple(tasks), tokens, length, last, sources, _first_views(sources, first, self.view), offered)
+        sources = put_rows(task_sources(tasks, *self.image_size[:2], shapes.prompt_images))
+        own = P // local_shards()
+
+        def first_views(prompt_n: np.ndarray) -> jax.Array:
+            row_n = np.where(prompt_n == NONE, NONE, prompt_n % own).astype(np.int32)
+            which = put_rows(pack((row_n, jax.tree.map(lambda x: x[prompt_n], frames))))
+            return _first_views(sources, which, self.view)
+
+        views = FirstViews(first_views, P, shapes.prefill_prompts // jax.process_count())
+        return Prompts(tuple(tasks), tokens, length, last, sources, views, episodes, offered)
 
     def lower(self) -> list[tuple[str, jax.stages.Lowered]]:
-        """The tools' program for every batch of turns, by name, for `compiles.compile_all`."""
+        """The tools' programs for every batch of turns, and the one for first views, by name, for `compiles.compile_all`."""
         P, M, N = self.shapes.prompts, self.shapes.prompt_images, self.limits.max_images
         sources = Sources(
             abstract((P, M, *self.image_size), self.dtype, "batch"),
             abstract((P, M, 2), np.float32, "batch"),
             abstract((P, M, 2), np.int32, "batch"),
         )
-        registry = self.protocol.registry
+        registry, frame = self.protocol.registry, full_frame(1, 1, (0.0, 1.0), 0)
+        of = lambda x, *lengths: jax.ShapeDtypeStruct((*lengths, *np.shape(x)), np.asarray(x).dtype)
+        framed = lambda *lengths: jax.tree.map(lambda x: of(x, *lengths), frame)
+        number = np.int32(0)
 
-        def lowered(n: int) -> jax.stages.Lowered:
-            of = lambda x, *lengths: jax.ShapeDtypeStruct((n, *lengths, *np.shape(x)), np.asarray(x).dtype)
-            frames = jax.tree.map(lambda x: of(x, N), full_frame(1, 1, (0.0, 1.0), 0))
-            calls = abstract_packed((of(np.int32(0)), frames, jax.tree.map(of, registry.no_call())))
-            return apply_packed.lower(registry, sources, calls, self.view)
+        def tools(n: int) -> Iterator[tuple[str, jax.stages.Lowered]]:
+            args = jax.tree.map(lambda x: of(x, n), registry.no_call())
+            calls = abstract_packed((of(number, n), framed(n, N), args))
+            facts = abstract_packed((framed(n, MAX_VIEWS), of(number, n), of(number, n)))
+            yield f"reframe {n}", reframe_packed.lower(registry, calls)
+            yield f"render {n}", render_packed.lower(sources, calls, facts, self.view)
 
-        return [(f"tools {n}", lowered(n)) for n in dict.fromkeys(self.shapes.turn_batches)]
+        p = self.shapes.prefill_prompts
+        first = _first_views.lower(sources, abstract_packed((of(number, p), framed(p, M))), self.view)
+        batches = dict.fromkeys(self.shapes.turn_batches)
+        return [(f"first views {p}", first), *(program for n in batches for program in tools(n))]
 
     def next_position(self, tokens_nxT: np.ndarray, count_n: np.ndarray, start_n: np.ndarray) -> np.ndarray:
         """Rotary position [n] after the first count_n of tokens that go on at start_n."""
@@ -184,23 +267,22 @@ class World:
 
 
 @functools.partial(jax.jit, static_argnames="view")
-def _first_views(sources: Sources, frames: Frame, view: ViewFormat) -> jax.Array:
-    def render(sources: Sources, frames: Frame) -> jax.Array:
-        P, N = frames.source.shape
-        row = jnp.repeat(jnp.arange(P), N)
-        flat = jax.tree.map(lambda x: x.reshape(P * N, *x.shape[2:]), frames)
-        return render_views(sources, row, flat, view).reshape(P, N, *view.shape)
+def _first_views(sources: Sources, which: Packed, view: ViewFormat) -> jax.Array:
+    """[n, N, H, W, 3] uint8. which: pack((row of sources [n], NONE for none, frames [n, N]))."""
 
-    return by_shard(render)(sources, frames)
+    def render(sources: Sources, which: Packed) -> jax.Array:
+        row_n, frames = which.unpack()
+        n, N = frames.source.shape
+        flat = jax.tree.map(lambda x: x.reshape(n * N, *x.shape[2:]), frames)
+        return render_views(sources, jnp.repeat(row_n, N), flat, view).reshape(n, N, *view.shape)
+
+    return by_shard(render)(sources, which)
 
 
 def rollout(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
     """Plays this process's P·G episodes to their end, in step with the other processes. Phase "host": all that is in no other."""
-    phases.rest()
-    with phases("host"):
-        result = _play(world, policy, prompts, phases)
-    phases.resume()
-    return result
+    with phases.whole():
+        return _play(world, policy, prompts, phases)
 
 
 def _play(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tuple[Trajectories, Episodes]:
@@ -208,21 +290,20 @@ def _play(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tup
     P, G = len(prompts.tasks), shapes.group
     B = P * G
     vocabulary = protocol.vocabulary
-    episodes = reset(prompts.tasks, world.limits).take(np.repeat(np.arange(P), G))
+    episodes = prompts.episodes.take(np.repeat(np.arange(P), G))
     ledger = Ledger(
         prompts.tokens,
         prompts.length,
-        phases.to_host(prompts.views),
         B,
         shapes.suffix_length,
-        shapes.views,
+        (shapes.views, *world.view.shape),
         vocabulary.image,
         protocol.tokens_per_image,
         world.position_grids,
     )
     width = max(shapes.observation_lengths)
     policy.begin(world, prompts, phases)
-    seen = []
+    seen = None  # the views of the turns before: fetched when nobody has to wait for them any more
     while (turns := policy.turns(phases)) is not None:
         row_n, there_n = turns.row_n, turns.row_n >= 0
         number_n = np.array([len(episodes.records[b]) for b in row_n])
@@ -239,16 +320,23 @@ def _play(world: World, policy: Policy, prompts: Prompts, phases: Phases) -> tup
         with phases("tools") as work:
             prompt_n = np.where(there_n, row_n // G, 0) % (P // local_shards())
             calls = put_rows(pack((prompt_n.astype(np.int32), plan.frames, plan.args)))
-            views, facts = apply_packed(protocol.registry, prompts.sources, calls, world.view)
+            facts = reframe_packed(protocol.registry, calls)
+            views = render_packed(prompts.sources, calls, facts, world.view)
             work.append(views)
             result = ToolResult(views, *phases.to_host(facts).unpack())
         room_n = shapes.suffix_length - shapes.turn_tokens - ledger.length_B[row_n]
         some, step = finish_step(protocol, plan, result, width, room_n)
         episodes = episodes.put(row_n, some)
         ledger.append(rows, step.observation_ids[there_n], step.length_B[there_n], ENVIRONMENT, numbers)
-        if step.count_B.any():
-            seen.append((rows, there_n, step))
         policy.observe(row_n, step, some.running_B, phases)
-    for rows, there_n, step in seen:
-        ledger.append_views(rows, phases.to_host(step.views)[there_n], step.count_B[there_n])
-    return ledger.close(), episodes
+        prompts.views.fetch(phases)
+        if seen is not None:
+            _keep_views(ledger, *seen, phases)
+        seen = (rows, there_n, step) if step.count_B.any() else None
+    if seen is not None:
+        _keep_views(ledger, *seen, phases)
+    return ledger.close(prompts.views.to_host(phases)), episodes
+
+
+def _keep_views(ledger: Ledger, rows: np.ndarray, there_n: np.ndarray, step: StepResult, phases: Phases) -> None:
+    ledger.append_views(rows, phases.to_host(step.views)[there_n], step.count_B[there_n])

@@ -12,14 +12,16 @@ from mvg_jax.tools.spec import (
     ToolCall,
     ToolError,
     ToolResult,
-    apply_packed,
     apply_tools,
     observation_text,
+    reframe_packed,
+    render_packed,
 )
 
 __all__ = [
     "MAX_VIEWS", "ImageInfo", "Registry", "Sources", "Tool", "ToolArgs", "ToolCall", "ToolError", "ToolResult",
-    "ViewFormat", "apply_packed", "apply_tools", "default_registry", "observation_text", "render_views", "stack_sources",
+    "ViewFormat", "apply_tools", "default_registry", "observation_text", "reframe_packed", "render_packed", "render_views",
+    "stack_sources",
 ]  # fmt: skip
 
 _TOOLS = {tool.name: tool for tool in (ZOOM_IN, FLIP, ROTATE, WINDOW_LEVEL)}

@@ -273,33 +273,49 @@ def apply_tools(
     source_row: [B] int32, the row of `sources` (of the same shard) that each conversation is about. frames: [B, N]. args: [B].
     Frame arithmetic runs every tool's branch for every row, a few flops; pixels are rendered once, where asked for.
     """
-    return by_shard(functools.partial(_apply_tools, registry, view))(sources, source_row, frames, args)
+
+    def apply(sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs) -> ToolResult:
+        new_BxR, count_B, code_B = _reframe(registry, frames, args)
+        return ToolResult(_render(view, sources, source_row, new_BxR, count_B), new_BxR, count_B, code_B)
+
+    return by_shard(apply)(sources, source_row, frames, args)
 
 
-def _apply_tools(
-    registry: Registry, view: ViewFormat, sources: Sources, source_row: jax.Array, frames: Frame, args: ToolArgs
-) -> ToolResult:
+def _reframe(registry: Registry, frames: Frame, args: ToolArgs) -> tuple[Frame, jax.Array, jax.Array]:
+    """(frames [B, R], count [B], code [B]) of a call a row."""
+
     def reframe(frames_N: Frame, row_args: ToolArgs):
         branches = [_no_call] + [tool.reframe for tool in registry.tools]
         return jax.lax.switch(row_args.kind + 1, branches, frames_N, row_args)
 
-    new_BxR, count_B, code_B = jax.vmap(reframe)(frames, args)
+    return jax.vmap(reframe)(frames, args)
+
+
+def _render(view: ViewFormat, sources: Sources, source_row: jax.Array, new_BxR: Frame, count_B: jax.Array) -> jax.Array:
     row_BxR = jnp.where(jnp.arange(MAX_VIEWS)[None] < count_B[:, None], source_row[:, None], -1)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), new_BxR)
-    views = render_views(sources, row_BxR.reshape(-1), flat, view)
-    return ToolResult(views.reshape(*row_BxR.shape, *view.shape), new_BxR, count_B, code_B)
+    return render_views(sources, row_BxR.reshape(-1), flat, view).reshape(*row_BxR.shape, *view.shape)
 
 
 def _no_call(frames: Frame, args: ToolArgs):
     return named_frames(frames, args), jnp.int32(0), jnp.int32(NO_CALL)
 
 
-@functools.partial(jax.jit, static_argnames=("registry", "view"))
-def apply_packed(registry: Registry, sources: Sources, calls: Packed, view: ViewFormat) -> tuple[jax.Array, Packed]:
-    """`apply_tools` of calls = pack((source_row, frames, args)): (views, pack((frames, count, code)))."""
+# The same in two programs: who waits for what is said of the views need not wait for the views.
 
-    def apply(sources: Sources, calls: Packed):
-        result = _apply_tools(registry, view, sources, *calls.unpack())
-        return result.views, pack(result[1:])
 
-    return by_shard(apply)(sources, calls)
+@functools.partial(jax.jit, static_argnames="registry")
+def reframe_packed(registry: Registry, calls: Packed) -> Packed:
+    """What calls = pack((source_row, frames, args)) give beside views: pack((frames, count, code))."""
+    return by_shard(lambda calls: pack(_reframe(registry, *calls.unpack()[1:])))(calls)
+
+
+@functools.partial(jax.jit, static_argnames="view")
+def render_packed(sources: Sources, calls: Packed, facts: Packed, view: ViewFormat) -> jax.Array:
+    """Their views [B, R, H, W, 3] uint8. facts: what `reframe_packed` said of them."""
+
+    def render(sources: Sources, calls: Packed, facts: Packed) -> jax.Array:
+        frames, count, _ = facts.unpack()
+        return _render(view, sources, calls.unpack()[0], frames, count)
+
+    return by_shard(render)(sources, calls, facts)

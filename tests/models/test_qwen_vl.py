@@ -197,7 +197,7 @@ def played(family: str):
     prompt_views = pixels(P, 1)
     tokens_PxL, length_P = padded(PROMPTS, SHAPES.prompt_length)
     grids = CONFIGS[family].position_grids
-    ledger = Ledger(tokens_PxL, length_P, prompt_views, B, SHAPES.suffix_length, SHAPES.views, IMAGE, E, grids)
+    ledger = Ledger(tokens_PxL, length_P, B, SHAPES.suffix_length, (SHAPES.views, 16, 24, 3), IMAGE, E, grids)
     every, prompt_B, seat_B = np.arange(B), np.arange(B) // G, np.arange(B)
     features = engine.encode(params, prompt_views, np.arange(P))
     opening = Opening(np.arange(P), tokens_PxL, length_P - 1, np.arange(P)[:, None])
@@ -227,7 +227,7 @@ def played(family: str):
             position_B = after(fed_BxT, count_B, position_B)
             ledger.append(every, tokens_BxT, count_B, ENVIRONMENT, np.full(B, turn))
             ledger.append_views(every, views, (tokens_BxT == IMAGE).sum(axis=1) // E)
-    return ledger.close()
+    return ledger.close(prompt_views)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -24,7 +24,7 @@ def begun():
     """(engine, prompts, features): two prompts and what they show."""
     engine, params = tiny_world.engine(P, tiny_world.LETTERS), tiny_world.model()[1]
     prompts = tiny_world.world(P).prepare([tiny_world.task(0), tiny_world.task(1)], tools_on=True)
-    return engine, prompts, engine.encode(params, prompts.views, np.arange(P))
+    return engine, prompts, engine.encode(params, prompts.views.of(np.arange(P)), np.arange(P))
 
 
 def opened(begun, entry=(0, 1)) -> State:

@@ -2,6 +2,8 @@ import dataclasses
 import itertools
 import re
 import types
+import weakref
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -15,9 +17,11 @@ from mvg_jax.frames import full_frame
 from mvg_jax.models.attention import PLAIN, Kernels
 from mvg_jax.rl.learner import LearnerShapes, make_batch
 from mvg_jax.rollout.engine import Engine
+from mvg_jax.rollout.lanes import Flight, first_to_land
 from mvg_jax.rollout.policies import GuidedPolicy, SampledPolicy, ScriptedPolicy
 from mvg_jax.rollout.sampling import row_keys, token_uniform
 from mvg_jax.rollout.scheduler import Phases, World, rollout
+from mvg_jax.rollout.slots import NONE
 from mvg_jax.tools import ToolCall, ViewFormat, observation_text, render_views
 from mvg_jax.tools.spec import OK_FLIP, OK_ZOOM
 from mvg_jax.trajectory import ENVIRONMENT, MODEL, Trajectories
@@ -262,14 +266,16 @@ def test_the_host_is_alone_while_nothing_else_runs(monkeypatch):
     watch = types.SimpleNamespace(perf_counter=lambda: float(next(clock)))
     monkeypatch.setattr("mvg_jax.rollout.scheduler.time", watch)
     phases = Phases()
-    phases.resume()  # nobody has rested
-    phases.rest()
-    phases.resume(under_way=True)
-    assert phases.alone == 0.0
-    phases.rest()
-    phases.resume()
-    phases.resume()
-    assert phases.alone == 1.0
+    with phases.whole():  # looks at 0, and 1 for its phase
+        phases.resume()  # 2: a lane's model works
+        assert phases.alone == 2.0
+        phases.resume()  # another's
+        phases.rest()
+        phases.rest()  # 3: nobody's
+        phases.resume()  # 4
+        assert phases.alone == 3.0
+        phases.rest()  # 5
+    assert phases.alone == 5.0  # 6 is the phase's end
     first = next(clock)
     _, _, phases = tiny_world.play(TASKS, banned_V=LETTERS)
     assert 0.0 < phases.alone < next(clock) - first
@@ -296,13 +302,17 @@ def slotted(slots: int, tasks=MANY, **changes) -> World:
     return dataclasses.replace(world, shapes=dataclasses.replace(shapes, **changes))
 
 
-def play_in_slots(world: World, script=None, kernels: Kernels = PLAIN):
-    engine = Engine(tiny_world.model()[0], world.shapes, VOCABULARY.end_of_turn, LETTERS, kernels=kernels)
+def play_in_slots(world: World, script=None, kernels: Kernels = PLAIN, engine: Engine | None = None):
+    engine = engine or engine_of(world, kernels)
     policy = sampled(LETTERS, rows=world.shapes.rows, group=4, engine=engine)
     if script is not None:
         policy = GuidedPolicy(ScriptedPolicy(PROTOCOL, script, world.shapes.turn_tokens), policy, 2)
     phases = Phases()
     return *rollout(world, policy, world.prepare(MANY, tools_on=True), phases), phases
+
+
+def engine_of(world: World, kernels: Kernels = PLAIN) -> Engine:
+    return Engine(tiny_world.model()[0], world.shapes, VOCABULARY.end_of_turn, LETTERS, kernels=kernels)
 
 
 def sampled(banned_V, rows: int = 4, group: int = 2, engine: Engine | None = None) -> SampledPolicy:
@@ -362,6 +372,86 @@ def test_lanes_are_in_flight_together(monkeypatch, lanes):
     half, _, _ = played[1]
     spoken_B = (half.logprob_BxL < 0).any(axis=1)
     assert spoken_B.tolist() == ([False] * 4 + [True] * 4) * 4
+
+
+def test_any_lane_may_be_served_first(monkeypatch):
+    """Bit for bit the same, and as much is computed."""
+    world, rng, served = slotted(4, lanes=3), np.random.default_rng(0), []
+
+    def any_of(lanes):
+        served.append(int(rng.integers(len(lanes))))
+        return lanes[served[-1]]
+
+    engine = engine_of(world)
+    expected, _, phases = play_in_slots(world, engine=engine)
+    monkeypatch.setattr("mvg_jax.rollout.policies.first_to_land", any_of)
+    t, _, others = play_in_slots(world, engine=engine)
+    assert len(served) > 20
+    assert set(served) == {0, 1, 2}
+    for field in ("tokens_BxL", "logprob_BxL", "turn_BxL", "prompt_views_PxNxSxSx3", "views_BxNxSxSx3"):
+        np.testing.assert_array_equal(getattr(t, field), getattr(expected, field))
+    for name in ("positions", "decode_calls", "decode_steps"):
+        assert others.counts[name] == phases.counts[name]
+
+
+def test_the_lane_that_has_drawn_first_lands_first():
+    pending, done = Future(), Future()
+    done.set_result(None)
+    lane = lambda fetched: types.SimpleNamespace(flight=Flight(None, False, fetched))
+    lanes = [lane(pending), lane(done)]
+    assert first_to_land(lanes) is lanes[1]
+    without_threads = [lane(None), lane(None)]
+    assert first_to_land(without_threads) is without_threads[0]
+
+
+def test_a_lane_holds_the_features_of_one_batch():
+    """Of what was encoded before, nothing stays on the device while decode runs."""
+    world, held = slotted(4, lanes=2), []
+    engine = engine_of(world)
+    encode, decode = engine.encode, engine.decode
+
+    def watched(*arguments):
+        features = encode(*arguments)
+        held.append(weakref.ref(features))
+        return features
+
+    def launched(*arguments, **length):
+        alive.append(sum(one() is not None for one in held))
+        return decode(*arguments, **length)
+
+    alive: list[int] = []
+    engine.encode, engine.decode = watched, launched
+    play_in_slots(world, SCRIPT, engine=engine)
+    assert len(held) > 8
+    assert 1 <= max(alive) <= 3  # one of each lane, and one that is about to be taken
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_in_a_lane_is_raised(lanes):
+    world = slotted(4, lanes=lanes)
+    engine = engine_of(world)
+
+    def full(*_):
+        raise MemoryError("no room for prompts")
+
+    engine.prefill = full
+    with pytest.raises(MemoryError, match="no room for prompts"):
+        play_in_slots(world, engine=engine)
+
+
+def test_first_views_are_made_once_and_when_they_are_needed():
+    prompts, asked = slotted(4).prepare(MANY, tools_on=True), []
+    make = prompts.views._make
+    prompts.views._make = lambda prompt_n: asked.append(prompt_n.tolist()) or make(prompt_n)
+    two = np.asarray(prompts.views.of(np.array([5, NONE], np.int32)))
+    whole = prompts.views.to_host(Phases())
+    assert asked == [[5, NONE], [0, 1], [2, 3], [4, 6], [7, NONE]]
+    frames = jax.tree.map(lambda x: x[:, 0], prompts.episodes.frames)
+    expected = render_views(prompts.sources, np.arange(8, dtype=np.int32), frames, tiny_world.VIEW)
+    np.testing.assert_array_equal(whole[:, 0], expected)
+    np.testing.assert_array_equal(two[0], whole[5])
+    assert not two[1].any()
+    assert whole[5].any()
 
 
 def test_samples_do_not_depend_on_the_kernel(at_once):

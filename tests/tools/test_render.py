@@ -252,3 +252,11 @@ def test_images_that_do_not_fit_a_bucket_are_refused():
         stack_sources([[np.zeros((8, 8), np.uint8)], [np.zeros((8, 8), np.uint16)]], [[HU], [HU]], 8, 8)
     with pytest.raises(ValueError, match="channels"):
         stack_sources([[np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)]], [[HU, HU]], 8, 8)
+
+
+def test_sources_begin_where_the_cpu_takes_them_without_a_copy():
+    for side in (3, 40, 64):
+        pixels = np.arange(side * side, dtype=np.uint16).reshape(side, side)
+        stacked = stack_sources([[pixels]] * 3, [[(1.0, 0.0)]] * 3, 64, 64).pixels
+        assert stacked.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(stacked[2, 0, :side, :side, 0], pixels)

@@ -18,10 +18,11 @@ from mvg_jax.tools import (
     ToolCall,
     ToolError,
     ViewFormat,
-    apply_packed,
     apply_tools,
     default_registry,
     observation_text,
+    reframe_packed,
+    render_packed,
     stack_sources,
 )
 from mvg_jax.tools.spec import OK_ZOOM, TEXTS, fits
@@ -268,7 +269,9 @@ def test_arguments_of_no_call_have_the_shapes_of_a_call():
 def test_packed_calls_give_what_unpacked_ones_give():
     sources, row, frames, args = batch(MIXED)
     expected = jax.device_get(apply_tools(ALL, sources, row, frames, args, VIEW))
-    views, facts = jax.device_get(apply_packed(ALL, sources, pack((np.asarray(row), frames, args)), VIEW))
+    calls = pack((np.asarray(row), frames, args))
+    facts = reframe_packed(ALL, calls)
+    views, facts = jax.device_get((render_packed(sources, calls, facts, VIEW), facts))
     chex.assert_trees_all_equal_shapes_and_dtypes((views, *facts.unpack()), tuple(expected))
     jax.tree.map(np.testing.assert_array_equal, (views, *facts.unpack()), tuple(expected))
     assert views.any()
