@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mvg_jax.errors import RunError
+
+# Seconds in which writes that were in flight when a save failed show up, and how often they are cleared away.
+_LATE_WRITES, _CLEARINGS = 0.2, 10
 
 
 class CheckpointError(RunError):
@@ -86,8 +90,7 @@ class Checkpoints:
             with _quiet(logging.ERROR), _quiet_if_it_fails():
                 self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and TensorStore raise a full disk as ValueError, RuntimeError, a group, ...
-            for torn in self._directory.glob(f"{step}.*"):  # gives the space back
-                shutil.rmtree(torn, ignore_errors=True)
+            self._clear(step)
             raise CheckpointError(
                 f"cannot save step {step} to {self._directory}: {_line(error)} (earlier checkpoints are untouched)"
             ) from error
@@ -118,6 +121,17 @@ class Checkpoints:
     def close(self) -> None:
         """Ends Orbax's threads."""
         self._manager.close()
+
+    def _clear(self, step: int) -> None:
+        """Gives the space of a failed save back. What it had in flight may go on writing and make its directory again: so until
+        nothing has come for a while. What comes even later is no checkpoint, and the next opening for writing removes it."""
+        for _ in range(_CLEARINGS):
+            time.sleep(_LATE_WRITES)
+            torn = list(self._directory.glob(f"{step}.*"))
+            if not torn:
+                return
+            for path in torn:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, step: int, **item: Any) -> dict[str, Any]:
         (name,) = item
