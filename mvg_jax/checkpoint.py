@@ -1,8 +1,8 @@
 """Checkpoints of a run: Orbax underneath, one clear error line on top.
 
-A checkpoint holds `arrays` (weights, optimiser state, key: any pytree of arrays, flattened to path → array, so that
-named tuples and empty states need no care) and `meta` (JSON: counters, iterator state, config hash). Orbax writes into
-a temporary directory and renames it, so a step directory is whole or not there.
+A checkpoint holds `arrays` (weights, optimiser state: any pytree of arrays, flattened to path → array, so that named
+tuples and empty states need no care) and `meta` (JSON: counters, iterator state). Orbax writes into a temporary directory
+and renames it, so a step directory is whole or not there.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from mvg_jax.errors import RunError
 
+TORN = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not committed
 # Seconds in which writes that were in flight when a save failed show up, and how often they are cleared away.
 _LATE_WRITES, _CLEARINGS = 0.2, 10
 
@@ -35,8 +36,7 @@ class CheckpointError(RunError):
 class Checkpoints:
     """The checkpoints in `directory`.
 
-    keep: how many of the latest to keep. The directory is made, and what a killed save left behind is
-        removed before the first save.
+    keep: how many of the latest to keep. The directory is made, and what a killed or failed save left behind is removed.
         None opens for reading only: nothing is made or removed, so that evaluating beside a live run cannot hurt it.
     Raises CheckpointError when the directory is missing (reading) or cannot be made.
     """
@@ -50,10 +50,12 @@ class Checkpoints:
                 max_to_keep=keep,
                 read_only=keep is None,
                 create=keep is not None,
-                cleanup_tmp_directories=keep is not None,
+                cleanup_tmp_directories=False,  # Orbax would do it some time later
                 enable_async_checkpointing=False,  # a save that returns is committed
             )
             handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            if keep is not None and jax.process_index() == 0:
+                self._remove(f"*{TORN}*")
             with _quiet(logging.WARNING):  # that reading is read-only is what we asked for
                 self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except OSError as error:
@@ -127,11 +129,15 @@ class Checkpoints:
         nothing has come for a while. What comes even later is no checkpoint, and the next opening for writing removes it."""
         for _ in range(_CLEARINGS):
             time.sleep(_LATE_WRITES)
-            torn = list(self._directory.glob(f"{step}.*"))
-            if not torn:
+            if not self._remove(f"{step}.*"):
                 return
-            for path in torn:
-                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, pattern: str) -> bool:
+        """Removes what is named so, as far as it can be; whether there was anything."""
+        found = list(self._directory.glob(pattern))
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+        return bool(found)
 
     def _read(self, step: int, **item: Any) -> dict[str, Any]:
         (name,) = item

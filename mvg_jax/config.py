@@ -154,6 +154,8 @@ class Rollout:
             table = getattr(self, name)
             if (not table and not name.startswith("decode")) or min(table, default=1) < 1:
                 raise RunError(f"config.rollout.{name} {table}: a table of sizes, each at least 1")
+        if min(self.prompts, self.group) < 1 or self.temperature < 0:
+            raise RunError("config.rollout: prompts and group are at least 1, temperature at least 0")
         if self.suffix_length < self.turn_tokens:
             raise RunError(f"config.rollout.suffix_length {self.suffix_length}: a turn alone takes {self.turn_tokens}")
 
@@ -273,6 +275,8 @@ class Eval:
     prompts: int = 64
 
     def __post_init__(self):
+        if min(self.prompts, self.tasks) < 1 or self.temperature < 0:
+            raise RunError("config.eval: prompts and tasks are at least 1, temperature at least 0")
         _check_filters("config.eval", self.top_k, self.top_p)
 
 
@@ -380,6 +384,10 @@ class Checkpoint:
     every: int = 10
     keep: int = 2
 
+    def __post_init__(self):
+        if min(self.every, self.keep) < 1:
+            raise RunError("config.checkpoint: every and keep are at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -401,6 +409,8 @@ class Config:
     compile_cache: str = ""
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise RunError(f"config.seed {self.seed}: from 0 to 2**32 - 1")
         unknown = set(self.stages) - {"vision", "sft", "grpo"}
         if unknown or not self.stages:
             raise RunError(f"config.stages {self.stages}: name one or more of 'vision', 'sft', 'grpo'")

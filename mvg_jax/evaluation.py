@@ -96,11 +96,10 @@ class Results:
         ]
         for kind in [*dict.fromkeys(self.kinds.tolist()), "all"]:
             rows = np.ones(len(self.kinds), bool) if kind == "all" else self.kinds == kind
-            box = self.box[rows][np.isfinite(self.box[rows])]
+            shown = lambda values, digits=3: "-" if (mean := _mean(values)) is None else f"{mean:.{digits}f}"
             lines.append(
-                f"{kind:<12}{rows.sum():>6}{self.chance[rows].mean():>8.2f}{self.accuracy(rows):>10.3f}"
-                f"{self.called[rows].mean():>11.3f}{np.nanmean(self.choice[rows]):>13.3f}"
-                f"{f'{box.mean():.3f}' if len(box) else '-':>9}"
+                f"{kind:<12}{rows.sum():>6}{shown(self.chance[rows], 2):>8}{self.accuracy(rows):>10.3f}"
+                f"{shown(self.called[rows]):>11}{shown(self.choice[rows]):>13}{shown(self.box[rows]):>9}"
             )
         return "\n".join(lines)
 
@@ -146,7 +145,10 @@ def evaluate(
     params = engine.weights(params)
     predictions: list[Prediction] = []
     right = 0.0
-    hidden = not sys.stderr.isatty() or jax.process_index() != 0
+    first_process = jax.process_index() == 0
+    hidden = not (sys.stderr.isatty() and first_process)
+    if first_process:
+        print(f"{title}: {len(tasks)} tasks, {P} at a time; the first compile", flush=True)
     with tqdm.tqdm(total=len(tasks), desc=title, unit="task", disable=hidden) as bar:
         for chunk, lost in _batches(tasks, P, unreadable):
             filled = list(itertools.islice(itertools.cycle(chunk), P))[first : first + own]
@@ -172,6 +174,9 @@ def evaluate(
             right += sum(row.correct for row in predictions[-len(chunk) * G :])
             bar.set_postfix(accuracy=f"{right / len(predictions):.3f}", refresh=False)
             bar.update(len(chunk) + lost)
+            done = len(predictions) // G
+            if hidden and first_process and done * 10 // len(tasks) > (done - len(chunk)) * 10 // len(tasks):
+                print(f"{title}: {done} of {len(tasks)} tasks, accuracy {right / len(predictions):.3f}", flush=True)
     return tuple(predictions)
 
 

@@ -278,11 +278,17 @@ def enter_mesh(config: Config) -> None:
 
 
 def folder(name: str) -> pathlib.Path:
-    """A path, or "asset:NAME" for a folder inside the package, or a run's workdir for the model it wrote."""
+    """A path, or "asset:NAME" for a folder inside the package, or a run's workdir for the model it wrote. RunError if it did not."""
     if name.startswith("asset:"):
         return pathlib.Path(str(importlib.resources.files("mvg_jax"))) / "assets" / name.removeprefix("asset:")
     path = pathlib.Path(name)
-    return path / "model" if (path / "model" / "config.json").exists() else path
+    if (path / "model" / "config.json").exists():
+        return path / "model"
+    if (path / "versions.json").exists():
+        raise RunError(
+            f"{path} is a run that has not come to its end, where it writes model/: go on with it (--resume)"
+        )
+    return path
 
 
 def random_shape(name: str) -> model_shapes.VLMConfig:
@@ -307,9 +313,9 @@ def outline(config: Config) -> Experiment:
         check_tensor_axis(config.mesh.tensor, shape.text)
         shape = model_shapes.with_view_size(shape, config.model.view_size)
         protocol = load_protocol(tokenizer_folder, tokenizer, shape, registry, config.env.style)
+        limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
     except (ValueError, OSError, KeyError) as error:
         raise RunError(str(error.args[0] if isinstance(error, KeyError) else error)) from error
-    limits = Limits(config.env.max_turns, config.env.max_images, config.env.max_errors)
     return Experiment(config, None, shape, tokenizer_folder, protocol, limits)
 
 

@@ -186,22 +186,6 @@ def agree(*values: int) -> tuple[int, ...]:
     return tuple(gather(np.array([values])).max(axis=0).tolist())
 
 
-def sharding_for(mesh: Mesh, logical_axes: Sequence[str | None]) -> NamedSharding:
-    """Sharding of an array whose dims carry these names (None = not split). ValueError on a name without a rule."""
-    _check_names(logical_axes)
-    return NamedSharding(mesh, PartitionSpec(*(None if name is None else RULES[name] for name in logical_axes)))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Dim 0 over the batch axes, the rest whole."""
-    return sharding_for(mesh, ("batch",))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
-    return sharding_for(mesh, ())
-
-
 def _check_names(logical_axes: Sequence[str | None]) -> None:
     unknown = [name for name in logical_axes if name is not None and name not in RULES]
     if unknown:

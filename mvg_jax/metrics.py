@@ -61,15 +61,15 @@ class MetricsLog:
             raise ValueError(f"step {step}: logged twice: {twice}")
         self._pending.update(metrics)
 
-    def flush(self) -> None:
-        """Reads the pending step from the device, writes and prints it."""
+    def flush(self) -> dict[str, Any]:
+        """Reads the pending step from the device, writes and prints it: its record, empty if none was pending."""
         if self._step is None:
-            return
+            return {}
         values = jax.device_get(self._pending)
         record = {"step": self._step} | {key: _plain(key, value) for key, value in values.items()}
         self._written, self._step, self._pending = self._step, None, {}
         if not self._writes:
-            return
+            return record
         # One line, one write: a kill leaves at most a torn last line, which the next start drops.
         try:
             with self._path.open("a") as file:
@@ -77,6 +77,7 @@ class MetricsLog:
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
         self._print(record)
+        return record
 
     def close(self) -> None:
         """Flushes and ends the progress bar."""
@@ -136,9 +137,12 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to be written that takes the place of `path` in one piece, unless something is raised. OSError as of files."""
+    """A file to be written that takes the place of `path` in one piece, unless something is raised. OSError as of files.
+
+    One writer at a time: what a killed one leaves has the same name, so that the next writes over it.
+    """
     path = pathlib.Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with beside.open("wb") as file:

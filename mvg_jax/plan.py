@@ -361,7 +361,7 @@ def report(config: Config, model: VLMConfig, memory: Memory, device: str, count:
         ("optimiser state", memory.optimiser, True, True),
         ("reference policy", memory.reference, True, True),
         (f"weights for sampling, {config.model.compute_dtype}", memory.sampling_weights, True, False),
-        ("KV cache and logits", memory.kv_cache, True, False),
+        ("KV cache", memory.kv_cache, True, False),
         ("programs: gradients, activations, logits ...", memory.rollout_program, True, False),
         ("", memory.update_program, False, True),
     ]

@@ -51,6 +51,9 @@ def run(work: Callable[[], None], required: tuple[str, ...]) -> None:
             work()
         except RunError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     flags.mark_flags_as_required(required)
     jax.config.config_with_absl()

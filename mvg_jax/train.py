@@ -8,18 +8,21 @@ Several processes: the same command in each, with --coordinator=HOST:PORT --proc
 devices, and a workdir on a file system that all of them see. Process 0 writes and prints.
 
 The workdir holds config.json, versions.json, one folder a stage (metrics.jsonl, checkpoints/), evaluations, the final model
-as a Hugging Face folder (model/) and summary.json. Ctrl-C saves and says how to go on; so does a second start after a crash.
+as a Hugging Face folder (model/) and summary.json. Ctrl-C ends the step or evaluation under way, saves, and says how to go on; so
+does a second start after a crash.
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,22 +76,27 @@ VERSIONS = (
 
 
 class Interrupted(Exception):
-    """Ctrl-C came; the state has been saved."""
+    """Ctrl-C came; says what has been saved."""
 
 
 def train(config: Config, workdir: pathlib.Path, resume: bool) -> dict:
     """Runs every stage of the config and returns the summary."""
     # ---- workdir: one config, one run ---------------------------------------------------------------------------
     enter_mesh(config)
+    check_stages(config)
     only_first(lambda: claim(config, workdir, resume))
-    experiment, params = build(config)
-    stop = catch_interrupt()
-    compiles = CompileCount()
+    try:
+        experiment, params = build(config)
+        stop = catch_interrupt()
+        compiles = CompileCount()
 
-    # ---- stages --------------------------------------------------------------------------------------------------
-    summary = {}
-    for name in config.stages:
-        params, summary = run_stage(experiment, name, params, workdir, stop, compiles)
+        # ---- stages ----------------------------------------------------------------------------------------------
+        summary = {}
+        for name in config.stages:
+            params, summary = run_stage(experiment, name, params, workdir, stop, compiles)
+    except RunError:
+        release(workdir)
+        raise
 
     # ---- what comes out ------------------------------------------------------------------------------------------
     export(experiment, params, workdir / "model")
@@ -103,7 +111,6 @@ def run_stage(
     config = experiment.config
     folder = workdir / name
     stage, steps, prompts = make_stage(experiment, name, params)
-    state = stage.start(params)
     phases, fit, held_out = what_to_learn(experiment, name)
     batches = TaskBatches(
         phases,
@@ -118,25 +125,31 @@ def run_stage(
         processes=jax.process_count(),
     )
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    judge = Judge(experiment, folder, stop) if name == "grpo" else None
+    before = judge and judge.results("before", params)
 
     # ---- resume --------------------------------------------------------------------------------------------------
+    state = stage.start(params)
     first, seconds, early = 0, 0.0, EarlyStop(config.sft.patience)
     if checkpoints.latest() is not None:
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), stage.kept(state))
-        state = stage.regained(like, state)  # lets go of what is read, or the memory would have to hold it twice
+        begun = state.kept()
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), begun)
+        for array in jax.tree.leaves(
+            begun
+        ):  # as a step would do with them; or the memory would have to hold them twice
+            array.delete()
         kept, meta = checkpoints.restore(None, like)
-        state = stage.regained(kept, state)
+        state = state.regained(kept)
         first, seconds, early = meta["step"], meta["seconds"], EarlyStop.of(config.sft.patience, meta["early_stop"])
         batches.set_state(meta["data"])
         program.say(f"{name}: going on after step {first} of {steps}")
 
-    # ---- before --------------------------------------------------------------------------------------------------
-    judge = Judge(experiment, folder) if name == "grpo" else None
-    before = judge and judge.results("before", params)
+    # ---- warm-up -------------------------------------------------------------------------------------------------
     start = time.perf_counter()
     if name == "grpo" and first < steps:
         program.say("grpo: compiling")
         warm_up(stage, state, experiment)
+        end_if(stop, f"nothing new to save before step {first + 1} of stage {name}")
     log = MetricsLog(folder, resume_step=first, total_steps=steps, show=SHOWN[name])
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -150,16 +163,16 @@ def run_stage(
             means = stage.validate(state, held_out)
             log.log(step, {f"validation/{key}": value for key, value in means.items()})
             if early.see(step, means["loss"]) and step > (best.latest() or 0):  # a resumed run may have kept it already
-                best.save(step, stage.kept(state), {"step": step})
+                best.save(step, state.kept(), {"step": step})
         stopping = any(agree(len(stop)))
         if warm is None:
             warm = compiles.count  # the first step also compiles what little runs outside of the warmed programs
         if step % config.checkpoint.every == 0 or step == steps or stopping or early.over:
-            log.flush()
+            check_sound(name, log.flush())
             elapsed = seconds + time.perf_counter() - start
             before_save = compiles.count
             meta = {"step": step, "seconds": elapsed, "data": batches.get_state(), "early_stop": early.state()}
-            checkpoints.save(step, stage.kept(state), meta)
+            checkpoints.save(step, state.kept(), meta)
             # Of an array on several devices Orbax lets each write a piece, and compiles the slicing: none of the steps' doing.
             warm += compiles.count - before_save
         if stopping:
@@ -172,13 +185,13 @@ def run_stage(
     if held_out:
         if not early.best_step:
             raise RunError(f"{name}: the held-out loss was no number at any look; see {folder / 'metrics.jsonl'}")
-        kept, _ = best.restore(early.best_step, stage.kept(state))
-        state = stage.regained(kept, state)
+        kept, _ = best.restore(early.best_step, state.kept())
+        state = state.regained(kept)
         best.close()
     for line in batches.bad:
         program.say(f"{name}: passed over {line}")
     seconds += time.perf_counter() - start
-    params = stage.params(state)
+    params = state.params
     summary = {
         "stage": name,
         "seconds": seconds,
@@ -234,10 +247,13 @@ def warm_up(stage, state, experiment: Experiment) -> None:
 
 
 class Judge:
-    """Evaluates weights on the held-out tasks, once: results are kept in the stage's folder, so a resumed run repeats nothing."""
+    """Evaluates weights on the held-out tasks, once: results are kept in the stage's folder, so a resumed run repeats nothing.
 
-    def __init__(self, experiment: Experiment, folder: pathlib.Path):
-        self._experiment, self._folder = experiment, folder
+    stop: of `catch_interrupt`; Interrupted when the results are kept.
+    """
+
+    def __init__(self, experiment: Experiment, folder: pathlib.Path, stop: list):
+        self._experiment, self._folder, self._stop = experiment, folder, stop
         self._parts, self._tasks = None, None
 
     def results(self, name: str, params: nnx.State, tools_on: bool = True) -> Results:
@@ -261,6 +277,7 @@ class Judge:
         results = Results.of(predictions)
         columns = {key: value.tolist() for key, value in dataclasses.asdict(results).items()}
         write_atomically(path, json.dumps(columns))
+        end_if(self._stop, f"saved: evaluation {name}")
         return results
 
 
@@ -299,6 +316,29 @@ def only_first(work: Callable[[], None]) -> None:
         raise failed or RunError("process 0 failed; see its output")
 
 
+def check_stages(config: Config) -> None:
+    """RunError when a stage has nothing to do, or could not learn."""
+    for name in config.stages:
+        if getattr(config, name).steps < 1:
+            raise RunError(
+                f"config.{name}.steps {getattr(config, name).steps}: a stage of config.stages takes at least 1"
+            )
+    if "grpo" in config.stages and not config.rollout.temperature:
+        raise RunError(
+            "config.rollout.temperature 0: all rows of a group would be the same, with nothing to learn from"
+        )
+
+
+def check_sound(name: str, record: Mapping[str, Any]) -> None:
+    """RunError when a step's weights are no numbers any more: they must not take the place of a checkpoint."""
+    for key in ("loss", "gradient_norm"):
+        if not math.isfinite(record.get(key, 0.0)):
+            raise RunError(
+                f"{name}: {key} of step {record['step']} is {record[key]}, the run has diverged; earlier checkpoints are untouched. "
+                f"Start again in another --workdir, with a lower config.{name}.optimizer.learning_rate"
+            )
+
+
 def claim(config: Config, workdir: pathlib.Path, resume: bool) -> None:
     """Makes the workdir this config's, or refuses. A run may go on on another mesh."""
     path = workdir / "config.json"
@@ -320,6 +360,20 @@ def claim(config: Config, workdir: pathlib.Path, resume: bool) -> None:
     write_atomically(workdir / "versions.json", json.dumps(versions, indent=2) + "\n")
 
 
+def release(workdir: pathlib.Path) -> None:
+    """Gives up a workdir in which nothing was made: the next start, perhaps with what was wrong put right, may have it."""
+    stages = [workdir / name for name in SHOWN]
+    if jax.process_index() == 0 and not any(path.is_file() for stage in stages for path in stage.rglob("*")):
+        for name in ("config.json", "versions.json"):
+            (workdir / name).unlink(missing_ok=True)
+
+
+def end_if(stop: list, saved: str) -> None:
+    """Interrupted, in all processes, when one of them was told to stop."""
+    if any(agree(len(stop))):
+        raise Interrupted(saved)
+
+
 def catch_interrupt() -> list:
     """A list that the first Ctrl-C (or SIGTERM) makes non-empty; the second one ends the process at once."""
     stop: list = []
@@ -327,7 +381,7 @@ def catch_interrupt() -> list:
     def handle(number, _):
         stop.append(number)
         signal.signal(number, signal.SIG_DFL)
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step or evaluation; once more to stop at once", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

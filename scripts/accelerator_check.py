@@ -78,7 +78,7 @@ def step_loop() -> tuple[bool, str]:
     late = compiles.count - warm
     held_out = [experiment.tasks.source("phantom", "val", 0, tasks)[i] for i in range(tasks)]
     predictions = evaluate(
-        *evaluation_parts(experiment), stage.params(state), held_out, temperature=0.0, seed=0, tools_on=True
+        *evaluation_parts(experiment), state.params, held_out, temperature=0.0, seed=0, tools_on=True
     )
     accuracy, median = Results.of(predictions).summary()["accuracy/needed"], sorted(seconds)[len(seconds) // 2]
     passed = max(gaps) <= 1e-4 and late == 0 and (not accelerated() or accuracy >= 0.85)

@@ -10,7 +10,7 @@ bash "$root/scripts/setup.sh"
 cd "$root"
 resume=()
 if [ -e "$workdir/config.json" ]; then resume=(--resume); fi
-.venv/bin/python -m mvg_jax.train --config=configs/tiny.py --workdir="$workdir" "${resume[@]}"
+.venv/bin/python -m mvg_jax.train --config=configs/tiny.py --workdir="$workdir" ${resume[@]+"${resume[@]}"}
 
 echo
 echo "Everything lies in $workdir:"

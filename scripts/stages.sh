@@ -7,7 +7,7 @@ train() { # NAME CONFIG [override ...]: a run in its own folder
   if [ -f "$folder/summary.json" ]; then return; fi
   if [ -f "$folder/config.json" ]; then resume=(--resume); fi
   echo "== train ${folder##*/}"
-  $python -m mvg_jax.train --config="$config" --workdir="$folder" "${resume[@]}" "$@"
+  $python -m mvg_jax.train --config="$config" --workdir="$folder" ${resume[@]+"${resume[@]}"} "$@"
 }
 
 judge() { # NAME CONFIG CHECKPOINT TOOLS [override ...]: held-out accuracy

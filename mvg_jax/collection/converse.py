@@ -4,19 +4,15 @@ The environment is that of `rollout`: the same parser, limits and tools, which r
 """
 
 import dataclasses
-import functools
 import typing
 
 import jax
 import numpy as np
 
 from mvg_jax.data.task import Task
-from mvg_jax.env.episode import Episodes, Limits, Stop, finish_text_step, plan_step, reset, task_sources
+from mvg_jax.env.episode import Episodes, Limits, Stop, finish_text_step, plan_step, reset, shown_at_first, task_sources
 from mvg_jax.env.protocol import parse_turn
-from mvg_jax.frames import Frame
-from mvg_jax.tools import Registry, ToolResult, ViewFormat, apply_tools, render_views
-
-_render = functools.partial(jax.jit, static_argnames="view")(render_views)
+from mvg_jax.tools import Registry, ToolResult, ViewFormat, apply_tools
 
 
 class Exchange(typing.NamedTuple):
@@ -63,9 +59,7 @@ def play(table: Table, speaker: Speaker, task: Task, sample: int, tools_on: bool
     offered = table.registry if tools_on else Registry(())
     sources = jax.device_put(task_sources([task], *table.image_size, table.images))
     episodes = reset([task], table.limits)
-    # All N frames, so that tasks with more or fewer images share a program.
-    rows = np.where(np.arange(table.limits.max_images) < len(task.images), 0, -1).astype(np.int32)
-    views = _render(sources, rows, Frame(*(x[0] for x in episodes.frames)), view=table.view)
+    views = shown_at_first(sources, episodes, table.view)
     conversation = Conversation(task, sample, tools_on, np.asarray(views)[: len(task.images)])
     texts = []
     while episodes.running_B[0]:

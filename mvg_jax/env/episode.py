@@ -20,7 +20,7 @@ import numpy as np
 from mvg_jax.data.task import Task, Turn
 from mvg_jax.env.protocol import Malformed, Protocol, error_text, parse_turn
 from mvg_jax.frames import Frame, extent, full_frame
-from mvg_jax.tools.render import Sources, stack_sources
+from mvg_jax.tools.render import Sources, ViewFormat, render_views, stack_sources
 from mvg_jax.tools.spec import NO_ARGS, ImageInfo, Registry, ToolArgs, ToolCall, ToolError, ToolResult, observation_text
 
 
@@ -335,6 +335,15 @@ def task_sources(tasks: Sequence[Task], height: int, width: int, many: int | Non
         width,
         many,
     )
+
+
+def shown_at_first(sources: Sources, episodes: Episodes, view: ViewFormat) -> jax.Array:
+    """Views [N, H, W, 3] uint8 of the question's images, of a batch of one row that has not begun; black where it has fewer than N.
+
+    All N, so that tasks with more or fewer images share a program.
+    """
+    row_N = np.where(np.arange(episodes.frames.source.shape[1]) < episodes.images_B[0], 0, -1).astype(np.int32)
+    return render_views(sources, row_N, Frame(*(x[0] for x in episodes.frames)), view)
 
 
 def _image_infos(episodes: Episodes, b: int) -> list[ImageInfo]:

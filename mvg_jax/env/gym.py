@@ -3,7 +3,6 @@
 The same code as a batch of rollouts, with one row. Importing this module needs gymnasium; nothing else in env does.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,10 @@ import jax
 import numpy as np
 
 from mvg_jax.data.task import Task
-from mvg_jax.env.episode import Episodes, Limits, Stop, reset, step, task_sources
+from mvg_jax.env.episode import Episodes, Limits, Stop, reset, shown_at_first, step, task_sources
 from mvg_jax.env.protocol import MAX_TURN_CHARS, Protocol, question_text
 from mvg_jax.env.rewards import check_weights, compute_rewards
-from mvg_jax.frames import Frame
-from mvg_jax.tools.render import Sources, ViewFormat, render_views
+from mvg_jax.tools.render import Sources, ViewFormat
 from mvg_jax.tools.spec import apply_tools
 
 MAX_TEXT_CHARS = 32768
@@ -24,7 +22,6 @@ MAX_TEXT_CHARS = 32768
 CHARSET = frozenset("\t\n") | frozenset(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0xD800), *range(0xE000, 0x10000)]))
 
 _ENDS = (Stop.ANSWER, Stop.VOID)
-_render = functools.partial(jax.jit, static_argnames="view")(render_views)
 
 
 class MedicalVQAEnv(gymnasium.Env):
@@ -77,11 +74,7 @@ class MedicalVQAEnv(gymnasium.Env):
         self._episode = reset([task], self._limits)
         height, width = np.max([image.pixels.shape[:2] for image in task.images], axis=0)
         self._sources = jax.device_put(task_sources([task], int(height), int(width)))
-        count = len(task.images)
-        # All N frames, so that tasks with more or fewer images share a program.
-        rows = np.where(np.arange(self._limits.max_images) < count, 0, -1).astype(np.int32)
-        frames = Frame(*(x[0] for x in self._episode.frames))
-        self._images = np.array(_render(self._sources, rows, frames, view=self._view))
+        self._images = np.array(shown_at_first(self._sources, self._episode, self._view))
         text = self._protocol.system_text(self._tools_on) + "\n\n" + question_text(task)
         return self._observation(text), {"task": task.id}
 

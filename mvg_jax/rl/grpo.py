@@ -77,17 +77,6 @@ class GRPOStage:
         )
         return rollout(self.world, policy, prompts, phases)
 
-    def kept(self, state: TrainState) -> TrainState:
-        """What a checkpoint holds: all but the frozen weights, with which the stage starts."""
-        return state._replace(frozen=None)
-
-    def regained(self, kept: TrainState, state: TrainState) -> TrainState:
-        """The state of a checkpoint, with the frozen weights of one at hand."""
-        return kept._replace(frozen=state.frozen)
-
-    def params(self, state: TrainState) -> nnx.State:
-        return state.params
-
 
 def sample_index(tasks: Sequence[Task], group: int) -> np.ndarray:
     """int32 [P·G]: counts a task's rows within the step, so that a task drawn twice does not repeat its noise.

@@ -122,17 +122,6 @@ class SFTStage:
                 )
         return trajectories, episodes
 
-    def kept(self, state: TrainState) -> TrainState:
-        """What a checkpoint holds: all but the frozen weights, with which the stage starts."""
-        return state._replace(frozen=None)
-
-    def regained(self, kept: TrainState, state: TrainState) -> TrainState:
-        """The state of a checkpoint, with the frozen weights of one at hand."""
-        return kept._replace(frozen=state.frozen)
-
-    def params(self, state: TrainState) -> nnx.State:
-        return state.params
-
 
 def turn_kinds(trajectories: Trajectories, episodes: Episodes) -> np.ndarray:
     """int8 [B, L]: for each token of the model the index in KINDS of what its turn is."""

@@ -64,6 +64,14 @@ class TrainState(NamedTuple):
         """All weights."""
         return nnx.merge_state(self.learned, self.frozen)
 
+    def kept(self) -> "TrainState":
+        """What a checkpoint holds: all but the frozen weights, with which the stage starts."""
+        return self._replace(frozen=None)
+
+    def regained(self, kept: "TrainState") -> "TrainState":
+        """What a checkpoint held, with the frozen weights of this one."""
+        return kept._replace(frozen=self.frozen)
+
 
 @dataclasses.dataclass(frozen=True)
 class LearnerShapes:

@@ -46,6 +46,14 @@ class VisionState(NamedTuple):
     head: dict[str, dict[str, jax.Array]]
     opt_state: optax.OptState
 
+    def kept(self) -> "VisionState":
+        """What a checkpoint holds."""
+        return self
+
+    def regained(self, kept: "VisionState") -> "VisionState":
+        """What a checkpoint held."""
+        return kept
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VisionStage:
@@ -99,17 +107,6 @@ class VisionStage:
         for p, x in enumerate(batch):
             maps[p, : x.labels.shape[0], : x.labels.shape[1]] = x.labels
         return self._update(state, jax.device_put(sources), maps, row, frames, centres)
-
-    def kept(self, state: VisionState) -> VisionState:
-        """What a checkpoint holds."""
-        return state
-
-    def regained(self, kept: VisionState, state: VisionState) -> VisionState:
-        """The state of a checkpoint."""
-        return kept
-
-    def params(self, state: VisionState) -> nnx.State:
-        return state.params
 
     def _vision(self, params: nnx.State):
         return nnx.split_state(params, lambda path, _: path[0] in ("vision_tower", "multi_modal_projector"), ...)

@@ -11,6 +11,7 @@ import numpy as np
 from mvg_jax.data.task import Turn
 from mvg_jax.env.episode import StepResult
 from mvg_jax.env.protocol import Protocol
+from mvg_jax.errors import RunError
 from mvg_jax.mesh import agree, gather, local_shards, put_rows, shard_count
 from mvg_jax.rollout.engine import Engine, Going, Opening, Told, bucket
 from mvg_jax.rollout.lanes import Lane, first_to_land
@@ -203,6 +204,10 @@ class SampledPolicy:
         if landed is None:
             return
         row_S, queued, drawn = landed
+        if not np.isfinite(drawn.logprobs).all():
+            raise RunError(
+                "the model's log-probabilities are no numbers: its weights have diverged in training, or are broken"
+            )
         for s in np.flatnonzero(drawn.count).tolist():
             row, count = int(row_S[s]), int(drawn.count[s])
             self._said[row].append((drawn.tokens[s, :count], drawn.logprobs[s, :count]))

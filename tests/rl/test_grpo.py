@@ -30,7 +30,7 @@ def first_step(stage: GRPOStage, number: int = 1, tasks=TASKS) -> tuple[list, di
     """(weights, metrics) of one step of the untrained model."""
     state, metrics = stage.step(stage.start(tiny_world.own_params()), number, tasks)
     assert state.step == 1
-    return jax.tree.leaves(jax.device_get(stage.params(state))), jax.device_get(metrics)
+    return jax.tree.leaves(jax.device_get(state.params)), jax.device_get(metrics)
 
 
 def test_sampler_and_learner_agree(stage):

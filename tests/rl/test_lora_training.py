@@ -53,8 +53,8 @@ def trained() -> tuple[GRPOStage, nnx.State, dict, list[dict]]:
 
 
 def test_only_adapters_change(trained):
-    stage, state, before, history = trained
-    after = leaves(stage.params(state))
+    _, state, before, history = trained
+    after = leaves(state.params)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
     assert changed
     assert all(is_adapter(path) for path in changed)
@@ -64,13 +64,13 @@ def test_only_adapters_change(trained):
 
 
 def test_a_checkpoint_holds_them_and_not_the_base(trained, tmp_path):
-    stage, state, _, _ = trained
+    _, state, _, _ = trained
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
-    checkpoints.save(1, stage.kept(state), {})
-    kept, _ = checkpoints.restore(None, jax.eval_shape(lambda x: x, stage.kept(state)))
+    checkpoints.save(1, state.kept(), {})
+    kept, _ = checkpoints.restore(None, jax.eval_shape(lambda x: x, state.kept()))
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert size(kept) == 3 * size(state.learned) + 2  # two moments; Adam's counter and ours
-    restored = stage.regained(kept, state)
+    restored = state.regained(kept)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -78,7 +78,7 @@ def test_a_checkpoint_holds_them_and_not_the_base(trained, tmp_path):
 
 def test_what_is_written_is_the_merged_model(trained, tmp_path):
     stage, state, _, _ = trained
-    model = nnx.merge(stage.learner.graph, stage.params(state))
+    model = nnx.merge(stage.learner.graph, state.params)
     tokens, length = jnp.arange(6, dtype=jnp.int32)[None], jnp.array([6])
     features = jnp.ones((1, 1, tiny_world.E, model.config.text.hidden_size))
     expected = model.prefill(tokens, length, features)[0]
@@ -94,7 +94,7 @@ def test_a_half_precision_base_with_full_precision_adapters():
     for number in range(1, 5):
         state, metrics = stage.step(state, number, TASKS)
         history.append(jax.device_get(metrics))
-    after = dict(nnx.to_flat_state(stage.params(state)))
+    after = dict(nnx.to_flat_state(state.params))
     assert {str(leaf[...].dtype) for path, leaf in after.items() if is_adapter(path)} == {"float32"}
     assert {str(leaf[...].dtype) for path, leaf in after.items() if not is_adapter(path)} == {"bfloat16"}
     assert max(metrics["gradient_norm"] for metrics in history) > 0

@@ -214,7 +214,7 @@ def test_vision_learns_and_the_decoder_stays(stage):
         state, metrics = stage.step(state, number, BATCH)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-    after = nnx.to_pure_dict(jax.device_get(stage.params(state)))
+    after = nnx.to_pure_dict(jax.device_get(state.params))
     assert set(after) == set(before)
     for name in before:
         pairs = zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True)
