@@ -113,6 +113,18 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         write_summary(tmp_path / "summary.json", {})
 
 
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    left = []
+    with metrics_lib.replacing(tmp_path / "a") as file:
+        file.write(b"first")
+        left += [(entry, entry.read_bytes()) for entry in tmp_path.iterdir()]
+    for entry, content in left:  # as if it had been killed here
+        entry.write_bytes(content + b" and more")
+    write_summary(tmp_path / "a", {"b": 1})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+    assert json.loads((tmp_path / "a").read_text()) == {"b": 1}
+
+
 def test_summary_is_replaced_in_one_piece(tmp_path, monkeypatch):
     path = tmp_path / "new" / "summary.json"
     write_summary(path, {"b": 1, "a": {"accuracy": 0.5}})

@@ -209,6 +209,8 @@ def test_what_evaluate_cannot_do_is_one_clear_line(arguments, words):
         (("--config.model.checkpoint=/nonexistent/model",), ("/nonexistent/model",)),
         (("--config.data.size=0",), ("empty",)),
         (("--config.data.size=1",), ("1 tasks",)),
+        (("--config.grpo.steps=0",), ("config.grpo.steps 0",)),
+        (("--config.rollout.temperature=0.0",), ("config.rollout.temperature 0",)),
         (("--config.data.sets=('nothing',)",), ("nothing", "phantom")),
         (("--config.env.rewards.acuracy=1.0",), ("acuracy",)),
         (("--config.stages=('rl',)",), ("rl", "grpo")),
@@ -238,6 +240,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
     message = done.stderr.strip().splitlines()
     assert "Traceback" not in done.stderr
     assert any(all(word in line for word in words) for line in message), done.stderr
+    assert not (tmp_path / "w" / "config.json").exists()  # put right, the same command works
 
 
 def test_a_workdir_belongs_to_one_config(finished):

@@ -439,6 +439,14 @@ def test_an_error_in_a_lane_is_raised(lanes):
         play_in_slots(world, engine=engine)
 
 
+def test_weights_that_are_no_numbers_are_one_clear_error(monkeypatch):
+    graph, params = tiny_world.model()
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    monkeypatch.setattr(tiny_world, "model", lambda: (graph, broken))
+    with pytest.raises(RunError, match="log-probabilities are no numbers"):
+        play(TASKS)
+
+
 def test_first_views_are_made_once_and_when_they_are_needed():
     prompts, asked = slotted(4).prepare(MANY, tools_on=True), []
     make = prompts.views._make
