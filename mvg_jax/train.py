@@ -134,10 +134,8 @@ def run_stage(
     if checkpoints.latest() is not None:
         begun = state.kept()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), begun)
-        for array in jax.tree.leaves(
-            begun
-        ):  # as a step would do with them; or the memory would have to hold them twice
-            array.delete()
+        for array in jax.tree.leaves(begun):
+            array.delete()  # as a step would; or the memory would have to hold what is read twice
         kept, meta = checkpoints.restore(None, like)
         state = state.regained(kept)
         first, seconds, early = meta["step"], meta["seconds"], EarlyStop.of(config.sft.patience, meta["early_stop"])

@@ -131,7 +131,10 @@ def test_a_finished_run_comes_to_the_same_once_more(finished):
     ("changes", "words"),
     [
         (("--config.sft.validation=12",), ("trajectories", "config.sft.validation 12", "leaves 0 to imitate")),
-        (("--config.sft.optimizer.learning_rate=1e38",), ("the run has diverged", "config.sft.optimizer.learning_rate")),
+        (
+            ("--config.sft.optimizer.learning_rate=1e38",),
+            ("the run has diverged", "config.sft.optimizer.learning_rate"),
+        ),
         (("--config.sft.validation=1",), ("at least one batch of config.sft.prompts 2",)),
     ],
     ids=["nothing is left to imitate", "diverged", "less than a batch is held out"],
