@@ -184,7 +184,9 @@ def test_the_number_of_microbatches_does_not_change_an_update(update, ledger):
     assert distance(whole, leaves(tiny_world.model()[1])) > 1e-2
     for M in (2, 4):
         cut, others = update(ledger, M)
-        assert distance(cut, whole) <= 1e-6
+        assert (
+            distance(cut, whole) <= 5e-6
+        )  # of 1e-2; sums in another order round differently, and on another CPU again
         for name, value in metrics.items():
             assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
