@@ -1,9 +1,12 @@
-"""A chat endpoint on this machine that does what a test tells it to, in a thread."""
+"""A chat endpoint on this machine that does what a test tells it to, in a thread; and one that is not there."""
 
+import contextlib
 import http.server
 import json
+import socket
 import threading
 import time
+from collections.abc import Iterator
 
 
 def completion(text="<think>a</think><answer>b</answer>", finish="stop", **more):
@@ -11,6 +14,19 @@ def completion(text="<think>a</think><answer>b</answer>", finish="stop", **more)
 
 
 OK = (200, {}, completion())
+
+
+def hang(handler):
+    """Says nothing until the client hangs up."""
+    handler.connection.recv(1)
+
+
+@contextlib.contextmanager
+def no_server() -> Iterator[str]:
+    """The address of an endpoint that refuses connections: its port is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
 class Server:

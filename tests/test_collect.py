@@ -9,7 +9,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,12 +20,14 @@ from mvg_jax.collection import chat_client
 from mvg_jax.collection import run as program
 from mvg_jax.collection.run import collect
 from mvg_jax.collection.samplers import RolloutSampler
+from mvg_jax.collection.select import table
 from mvg_jax.collection.store import read
 from mvg_jax.data.task import Turn
 from mvg_jax.errors import RunError
 from mvg_jax.experiment import outline
 from mvg_jax.rollout.policies import ScriptedPolicy
-from tests.chat_server import Server, completion
+from tests.chat_server import Server, completion, hang, no_server
+from tests.processes import LIMIT, running, wait_until
 from tests.tiny_world import zoom
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -149,31 +150,50 @@ def test_a_kill_at_any_moment_costs_one_shard(expert, tmp_path):
     arguments += ["--config.rollout.observation_lengths=(48,)"]
     command = [sys.executable, "-m", "mvg_jax.collect", f"--config={ROOT}/configs/tiny.py", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.monotonic() + 120
-    while not (out / "sampled" / "00000.parquet").exists():
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    with running(command, tmp_path / "log", env=environment) as first:
+        wait_until((out / "sampled" / "00000.parquet").exists, first)
+        first.kill()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "well_formed" in done.stdout or "kept" in done.stdout
+    assert "shard 1/3" not in done.stdout
+    _, statistics = expert
+    assert table(statistics["counts"]) in done.stdout
+    assert f"{out}: {statistics['kept']} trajectories" in done.stdout
     assert files(out) == files(expert[0])
+
+
+def test_ctrl_c_does_not_wait_for_an_endpoint_that_says_nothing(tmp_path):
+    server = Server()
+    server.script = [hang]
+    arguments = [f"--out={tmp_path / 'w'}", f"--config.collect.endpoint.url={server.url}"]
+    arguments += [f"--config.collect.endpoint.timeout={10 * LIMIT}"]
+    command = [sys.executable, "-m", "mvg_jax.collect", f"--config={ROOT}/configs/tiny.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    try:
+        with running(command, tmp_path / "log", env=environment) as process:
+            wait_until(lambda: server.requests, process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(LIMIT / 10) == 130
+    finally:
+        server.close()
+    assert "stopped; the same command goes on" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ((), "who speaks?"),
-        (("--config.collect.endpoint.url=http://127.0.0.1:9/v1", "--config.collect.endpoint.retries=0"), "127.0.0.1:9"),
+        (("--config.collect.endpoint.url={url}", "--config.collect.endpoint.retries=0"), "endpoint {url}: "),
     ],
+    ids=["nobody", "an endpoint that is not there"],
 )
 def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
     command = [sys.executable, "-m", "mvg_jax.collect", f"--config={ROOT}/configs/tiny.py", f"--out={tmp_path / 'w'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100, env=environment)
+    with no_server() as url:
+        command += [argument.format(url=url) for argument in arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
+        words = words.format(url=url)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert any(line.startswith("error: ") and words in line for line in done.stderr.splitlines())
@@ -199,7 +219,7 @@ def small_sft(workdir, *arguments):
     command += ["--config.sft.learner.microbatches=1", "--config.sft.learner.suffix_lengths=(128,)"]
     command += ["--config.sft.learner.view_batches=(8,)", "--config.rollout.encode_batches=(16,)", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
 
 
 def test_our_model_collects_and_sft_reads_it(tmp_path):

@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mvg_jax.compiles import CompileCount, compile_all, use_cache
 from mvg_jax.errors import RunError
+from tests.processes import LIMIT
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -65,7 +66,7 @@ def test_another_process_compiles_nothing(tmp_path):
     said = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "cache")], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", script, str(tmp_path / "cache")], capture_output=True, text=True, timeout=LIMIT
         )
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(tuple(map(int, done.stdout.split())))

@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 from mvg_jax.data import readers
+from tests.processes import LIMIT
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "export_phantom.py"
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=LIMIT)
 
 
 def test_it_says_how_to_read_back_what_it_wrote(tmp_path):

@@ -12,6 +12,7 @@ from mvg_jax import plan
 from mvg_jax.config import Config, Mesh
 from mvg_jax.models.config import SHAPES
 from mvg_jax.models.decoder import suffix_bytes
+from tests.processes import LIMIT
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ("--config.rollout.prompts=8", "--config.rollout.group=2", "--config.rollout.encode_batches=(32,)",
@@ -20,7 +21,7 @@ SMALL = ("--config.rollout.prompts=8", "--config.rollout.group=2", "--config.rol
 
 def run(*arguments, config="tiny.py"):
     command = [sys.executable, "-m", "mvg_jax.plan", f"--config={ROOT}/configs/{config}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mvg_jax.checkpoint import Checkpoints
+from tests.processes import LIMIT, running, wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -34,7 +34,7 @@ def command(program, *arguments, config="tiny.py", small=SMALL):
 
 def run(*arguments, **options):
     return subprocess.run(
-        command("train", *arguments), capture_output=True, text=True, timeout=300, cwd=ROOT, **options
+        command("train", *arguments), capture_output=True, text=True, timeout=LIMIT, cwd=ROOT, **options
     )
 
 
@@ -80,17 +80,10 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp_path):
     """Killed at no step in particular, then resumed: metrics and weights equal those of the uninterrupted run."""
     workdir = tmp_path / "w"
-    process = subprocess.Popen(
-        command("train", f"--workdir={workdir}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
     metrics = workdir / "grpo" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with running(command("train", f"--workdir={workdir}"), tmp_path / "log", cwd=ROOT) as process:
+        wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
+        process.kill()
     resumed = run(f"--workdir={workdir}", "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "going on after step" in resumed.stdout
@@ -105,46 +98,35 @@ def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp
     assert same(now) == same(was)
 
 
+def interrupt(log, *arguments):
+    """Ctrl-C after the first step of a training run; what it said."""
+    with running(command("train", *arguments), log, cwd=ROOT) as process:
+        wait_until(lambda: "\nstep " in log.read_text(), process)
+        process.send_signal(signal.SIGINT)
+        process.wait(LIMIT)
+    assert process.returncode == 130, log.read_text()[-2000:]
+    return log.read_text()
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on_also_on_another_mesh(tmp_path):
     workdir = tmp_path / "w"
-    process = subprocess.Popen(
-        command("train", f"--workdir={workdir}", "--config.grpo.steps=500"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if line.startswith("step 1/"):
-            process.send_signal(signal.SIGINT)
-            break
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "--resume" in out
+    said = interrupt(tmp_path / "first", f"--workdir={workdir}", "--config.grpo.steps=500")
+    assert "--resume" in said
     assert any((workdir / "grpo" / "checkpoints").iterdir())
     again = run(
         f"--workdir={workdir}", "--config.grpo.steps=500", "--config.mesh.data=2", "--resume", "--config.seed=3"
     )
     assert "another config" in again.stderr
-    process = subprocess.Popen(
-        command("train", f"--workdir={workdir}", "--config.grpo.steps=500", "--config.mesh.data=2", "--resume"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+    said = interrupt(
+        tmp_path / "again", f"--workdir={workdir}", "--config.grpo.steps=500", "--config.mesh.data=2", "--resume"
     )
-    for line in process.stdout:
-        if line.startswith("step "):
-            process.send_signal(signal.SIGINT)
-            break
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert "going on after step" in said
     assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == 2
 
 
 def evaluate(*arguments, **options):
     command_ = [sys.executable, "-m", "mvg_jax.evaluate", *map(str, arguments)]
-    return subprocess.run(command_, capture_output=True, text=True, timeout=300, cwd=ROOT, **options)
+    return subprocess.run(command_, capture_output=True, text=True, timeout=LIMIT, cwd=ROOT, **options)
 
 
 def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
@@ -155,7 +137,7 @@ def test_evaluate_reads_a_workdir_and_writes_json(finished, tmp_path):
             command("evaluate", f"--checkpoint={finished}", f"--out={out}", *more),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT,
             cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr[-2000:]
@@ -233,7 +215,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
         command("train", f"--workdir={tmp_path / 'w'}", *arguments, small=()),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT,
         cwd=ROOT,
     )
     assert done.returncode == 1
@@ -261,7 +243,7 @@ def test_no_space_left_keeps_earlier_checkpoints(tmp_path):
         limited,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
         cwd=ROOT,
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
     )

@@ -6,11 +6,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mvg_jax.checkpoint import Checkpoints
+from tests.processes import LIMIT, running, wait_until
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f"--config={ROOT}/configs/tiny_ablation.py:sft"
@@ -29,10 +29,12 @@ def command(program, *arguments):
     return [sys.executable, "-m", f"mvg_jax.{program}", *map(str, given)]
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
 def run(program, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command(program, *arguments), capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment
+        command(program, *arguments), capture_output=True, text=True, timeout=LIMIT, cwd=ROOT, env=ENVIRONMENT
     )
 
 
@@ -93,27 +95,21 @@ def test_the_weights_of_the_lowest_loss_come_out(finished, demonstrations, tmp_p
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_stopped_and_resumed_it_equals_the_uninterrupted_run(finished, demonstrations, tmp_path, how):
     expected, _ = finished
-    arguments = (f"--workdir={tmp_path}", f"--config.sft.trajectories={demonstrations}", *SMALL)
-    process = subprocess.Popen(
-        command("train", *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "sft" / "checkpoints" / "1").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(how)
-    assert process.wait() == (130 if how == signal.SIGINT else -how)
+    workdir, log = tmp_path / "w", tmp_path / "log"
+    arguments = (f"--workdir={workdir}", f"--config.sft.trajectories={demonstrations}", *SMALL)
+    with running(command("train", *arguments), log, cwd=ROOT, env=ENVIRONMENT) as process:
+        if how == signal.SIGINT:  # before the first step, which it then ends at: after that, early stop is near
+            wait_until(lambda: "trajectories to imitate" in log.read_text(), process)
+        else:
+            wait_until((workdir / "sft" / "checkpoints" / "1").exists, process)
+        process.send_signal(how)
+        assert process.wait(LIMIT) == (130 if how == signal.SIGINT else -how)
     resumed = run("train", *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "going on after step" in resumed.stdout
-    assert records(tmp_path) == records(expected)
-    assert summary(tmp_path) == summary(expected)
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (expected, tmp_path)]
+    assert records(workdir) == records(expected)
+    assert summary(workdir) == summary(expected)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (expected, workdir)]
     assert weights[0] == weights[1]
 
 

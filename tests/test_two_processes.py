@@ -3,11 +3,12 @@
 They run this file as a program: `python -m tests.test_two_processes PORT PROCESS FOLDER`.
 """
 
+import contextlib
 import os
 import pathlib
 import socket
-import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from mvg_jax.report import predictions
 from mvg_jax.rl.grpo import GRPOStage
 from mvg_jax.rl.learner import LearnerShapes
 from tests import tiny_world
+from tests.processes import LIMIT, running
 from tests.tiny_world import ANSWER, LETTERS, ONE, TWO
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,27 +82,30 @@ def work(process: int, processes: int, folder: pathlib.Path) -> None:
     np.savez(folder / f"end_{process}.npz", **weights, history=np.array(history))
 
 
+@contextlib.contextmanager
+def port_of_ours() -> Iterator[int]:
+    """A port that is held, so that nobody else is given it, but that a process of ours may share: gRPC asks for that as well."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path]:
     """What one process left, and what two left."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_two_processes", str(port)]
-    with (two / "log").open("w") as log:
+    logs = [two / f"log_{i}" for i in (0, 1)]
+    with port_of_ours() as port, contextlib.ExitStack() as stack:
+        command = [sys.executable, "-m", "tests.test_two_processes", str(port)]
         pair = [
-            subprocess.Popen([*command, str(i), two], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            stack.enter_context(running([*command, str(i), str(two)], logs[i], cwd=ROOT, env=environment))
             for i in (0, 1)
         ]
-        try:
-            work(0, 1, one)
-            codes = [process.wait(timeout=300) for process in pair]
-        finally:
-            for process in pair:
-                process.kill()
-    assert codes == [0, 0], (two / "log").read_text()[-3000:]
+        work(0, 1, one)
+        codes = [process.wait(LIMIT) for process in pair]
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
     return one, two
 
 

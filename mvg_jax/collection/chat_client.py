@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import queue
 import random
 import threading
 import time
@@ -69,12 +70,16 @@ class ChatClient:
         self._endpoint, self._cache = endpoint, cache
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._closed, self._lock = threading.Event(), threading.Lock()
+        self._waiting: set[queue.SimpleQueue[Reply | BaseException]] = set()
         self._next, self._accepted, self._refusals = 0.0, 0, 0
         self.asked = 0  # requests that went out, retries among them
 
     def close(self) -> None:
-        """Wakes whoever waits, with a RunError."""
-        self._closed.set()
+        """Wakes whoever waits, for their turn or for a reply, with a RunError."""
+        with self._lock:
+            self._closed.set()
+            for answer in self._waiting:
+                answer.put(RunError("stopped"))
 
     def complete(self, body: Mapping[str, Any]) -> Reply:
         """The reply to a request, from the folder where it is known. RunError when there is no use in going on; else Refused."""
@@ -85,11 +90,35 @@ class ChatClient:
             known = self._cache / name[:2] / f"{name}.json"
             if (reply := _stored(known)) is not None:
                 return reply
-        reply = self._ask(content)
+        reply = self._ask_aside(content)
         if known is not None:
             with self._lock:  # another thread may have asked the same
                 write_atomically(known, json.dumps(reply._asdict()))
         return reply
+
+    def _ask_aside(self, content: bytes) -> Reply:
+        """`_ask` in a thread that the end of the program does not wait for: nothing wakes one that looks up a name or connects."""
+        answer: queue.SimpleQueue[Reply | BaseException] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answer.put(self._ask(content))
+            except BaseException as error:  # the caller's to handle
+                answer.put(error)
+
+        with self._lock:
+            if self._closed.is_set():
+                raise RunError("stopped")
+            self._waiting.add(answer)
+        try:
+            threading.Thread(target=ask, daemon=True).start()
+            found = answer.get()
+        finally:
+            with self._lock:
+                self._waiting.discard(answer)
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
     def _ask(self, content: bytes) -> Reply:
         what = ""
