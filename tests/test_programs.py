@@ -98,10 +98,10 @@ def test_the_same_seed_gives_the_same_run_after_sigkill_and_resume(finished, tmp
     assert same(now) == same(was)
 
 
-def interrupt(log, *arguments):
-    """Ctrl-C after the first step of a training run; what it said."""
+def interrupt(log, *arguments, after="\nstep "):
+    """Ctrl-C when a training run has said this; what it said."""
     with running(command("train", *arguments), log, cwd=ROOT) as process:
-        wait_until(lambda: "\nstep " in log.read_text(), process)
+        wait_until(lambda: after in log.read_text(), process)
         process.send_signal(signal.SIGINT)
         process.wait(LIMIT)
     assert process.returncode == 130, log.read_text()[-2000:]
@@ -122,6 +122,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on_also_on_another_mesh(tmp_path):
     )
     assert "going on after step" in said
     assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == 2
+
+
+def test_ctrl_c_during_an_evaluation_keeps_it(tmp_path):
+    workdir = tmp_path / "w"
+    said = interrupt(tmp_path / "log", f"--workdir={workdir}", after="evaluate before: 12 tasks")
+    assert "saved: evaluation before" in said
+    assert "--resume" in said
+    assert "compiling" not in said
+    assert [path.name for path in (workdir / "grpo").rglob("*") if path.is_file()] == ["evaluation_before.json"]
 
 
 def evaluate(*arguments, **options):
