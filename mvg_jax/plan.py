@@ -57,7 +57,6 @@ DEVICES = {
     "tpu-v5p-95g": 95,
     "tpu-v6e-32g": 32,
 }
-USABLE = 0.92  # the rest goes to the runtime, its communication buffers and fragmentation
 GIB = 2**30
 
 
@@ -389,7 +388,7 @@ _JSON = flags.DEFINE_string("json", None, "Write the bytes on each device to thi
 
 
 def main() -> None:
-    count, usable = _COUNT.value, round(DEVICES[_DEVICE.value] * GIB * USABLE)
+    count, usable = _COUNT.value, round(DEVICES[_DEVICE.value] * GIB * program.MEMORY)
     pretend_devices(count)
     config = configs.from_dict(_CONFIG.value.to_dict())
     model = model_shape(config)

@@ -8,6 +8,7 @@ from mvg_jax.config import Config
 
 OBSERVATION_TEXT = 48  # tokens of an observation beside its views
 VIEW_MARKS = 2  # the ids around a view's placeholders
+KEYS = 64  # lengths of caches are multiples of it: only then does a GPU read keys 16 bytes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,13 @@ def real_model(checkpoint: str, shape: str, tokens_per_view: int, options: Optio
     shards, micro = options.dp * options.fsdp, 4
     c.rollout.prompts, c.rollout.group = micro * shards, 8
     rows, view = c.rollout.prompts * c.rollout.group, tokens_per_view + VIEW_MARKS
-    c.rollout.prompt_length = 1024 + view
+    keys = lambda length: -(-length // KEYS) * KEYS
+    c.rollout.prompt_length = keys(1024 + view)
     c.rollout.turn_tokens = 512
     c.rollout.observation_lengths = (64, OBSERVATION_TEXT + view, OBSERVATION_TEXT + 2 * view)
-    c.rollout.suffix_length = 4 * 512 + 3 * (OBSERVATION_TEXT + 2 * view)
+    c.rollout.suffix_length = keys(4 * 512 + 3 * (OBSERVATION_TEXT + 2 * view))
     suffix = c.rollout.suffix_length
-    c.rollout.decode_lengths, c.rollout.decode_slots = (suffix // 4, suffix // 2), (rows // 4,)
+    c.rollout.decode_lengths, c.rollout.decode_slots = (keys(suffix // 4), keys(suffix // 2)), (rows // 4,)
     c.rollout.prefill_prompts, c.rollout.decode_tokens = micro * shards, 64
     c.rollout.extend_rows = (4 * shards, 16 * shards)
     c.rollout.encode_batches = (4 * shards, 8 * shards, 32 * shards)

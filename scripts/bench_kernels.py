@@ -69,16 +69,17 @@ def cases(
     def encode(kernel: str) -> Callable[[], Any]:
         return lambda: engine_of(Kernels(vision_kernel=kernel)).encode(params, views, index)
 
+    held = []  # one cache for all: each call writes what it reads of the tokens it draws, and all read the same before these
+
     def decode(kernel: str, length: int) -> Callable[[], Any]:
-        held = []
         going = put_rows(pack(at_the_end(experiment, world, length)))
         counts = put_rows(np.full(shapes.pool, shapes.prompt_length - 1, np.int32))
 
         def run():
             engine = engine_of(Kernels(decode_kernel=kernel))
-            state = held.pop() if held else engine.start(params)
+            state = held[0] if held else engine.start(params)
             state, drawn = engine.decode(params, state, going, counts, engine.banned_V, length=length)
-            held.append(state)
+            held[:] = [state]
             return drawn
 
         return run

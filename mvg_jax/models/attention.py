@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -38,7 +39,8 @@ def whole_attention(
 ) -> jax.Array:
     """Every query attends to all keys, or to the real ones; scores and sums in float32. [N, S, H, C]."""
     if kernel == "cudnn":
-        mask = None if real_NxS is None else jnp.asarray(real_NxS)[:, None, None]
+        N, S = q_NxSxHxC.shape[:2]
+        mask = None if real_NxS is None else jnp.broadcast_to(jnp.asarray(real_NxS)[:, None, None], (N, 1, S, S))
         return jax.nn.dot_product_attention(q_NxSxHxC, k_NxSxHxC, v_NxSxHxC, mask=mask, implementation="cudnn")
     scale = q_NxSxHxC.shape[-1] ** -0.5
     scores = jnp.einsum("nqhc,nkhc->nhqk", q_NxSxHxC, k_NxSxHxC, preferred_element_type=jnp.float32) * scale
@@ -134,17 +136,25 @@ def prefix_attention(
 
 
 def _cudnn(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, length_B):
-    """cuDNN wants [B, S, K, C], for which the cache is transposed: worth it only where that is cheap."""
-    out, residual = jax.nn.dot_product_attention(
-        q_BxKxQxC.transpose(0, 2, 1, 3),
-        k_BxKxCxS.transpose(0, 3, 1, 2),
-        v_BxKxSxC.transpose(0, 2, 1, 3),
-        key_value_seq_lengths=jnp.maximum(length_B, 1),
-        implementation="cudnn",
+    """cuDNN wants keys [B, K, S, C], for which the cache is transposed: worth it only where that is cheap.
+
+    `jax.nn.dot_product_attention` would round the logarithm of the sum to the queries' type, too coarse to join parts by: this is
+    what it calls.
+    """
+    B, _, Q, C = q_BxKxQxC.shape
+    out, top_BxKxQ = cudnn.dot_product_attention(
+        q_BxKxQxC,
+        k_BxKxCxS.swapaxes(2, 3),
+        v_BxKxSxC,
+        q_seqlen=jnp.full(B, Q, jnp.int32),
+        kv_seqlen=jnp.maximum(length_B, 1),
+        scale=C**-0.5,
+        mask_type=cudnn.MaskType.PADDING,
+        qkv_layout="BNTH",
         return_residual=True,
     )
-    top = jnp.where(length_B[:, None, None] > 0, residual.transpose(0, 2, 1), MASKED)[..., None]  # log of the sum
-    return out.transpose(0, 2, 1, 3).astype(jnp.float32), jnp.ones_like(top), top
+    top = jnp.where(length_B[:, None, None] > 0, top_BxKxQ, MASKED)[..., None]  # log of the sum
+    return out.astype(jnp.float32), jnp.ones_like(top), top
 
 
 def _pallas(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, length_B):

@@ -121,7 +121,9 @@ class Attention(nnx.Module):
             """last_BxT, first_BxT: the last and, where they are not all there, the first key that each query sees."""
             if cache is not None and T == 1:
                 own = functools.partial(live_attention, kernel=self.decode_kernel)
-                parts = [by_shard(own)(q_BxTxHxC, k, v, last_BxT[:, 0] + 1)]
+                # A row that draws nothing stands past the end: one key is enough for it.
+                live_B = jnp.where(last_BxT[:, 0] < k.shape[-1], last_BxT[:, 0] + 1, 1)
+                parts = [by_shard(own)(q_BxTxHxC, k, v, live_B)]
             else:
                 key_S = jnp.arange(k.shape[-1])[None, None, :]
                 seen_BxTxS = key_S <= last_BxT[:, :, None]

@@ -1,6 +1,7 @@
 """The ways to compute attention agree; what runs on a GPU only is at least made into a program for one."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,28 @@ def test_the_pallas_kernel_becomes_a_program_for_cuda(dtype, monkeypatch):
         lowered = program.trace(q, k, v, LENGTH_B).lower(lowering_platforms=("cuda",)).as_text()
     assert "decode_attention" in lowered
     assert "triton" in lowered
+
+
+def test_cudnn_is_asked_for_what_the_plain_way_gives(monkeypatch):
+    """cuDNN's part is taken by its definition; how it is called, and what is made of its answer, is ours."""
+    signature = inspect.signature(attention.cudnn.dot_product_attention)
+
+    def defined(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        assert (given["qkv_layout"], given["mask_type"]) == ("BNTH", attention.cudnn.MaskType.PADDING)
+        assert given["return_residual"]
+        assert given["q_seqlen"].tolist() == [given["query"].shape[2]] * len(given["query"])
+        scores = jnp.einsum("bntc,bnsc->bnts", given["query"], given["key"]) * given["scale"]
+        there = jnp.arange(scores.shape[-1])[None, None, None] < given["kv_seqlen"][:, None, None, None]
+        scores = jnp.where(there, scores, -jnp.inf)
+        return jnp.einsum("bnts,bnsc->bntc", jax.nn.softmax(scores), given["value"]), jax.nn.logsumexp(scores, axis=-1)
+
+    monkeypatch.setattr(attention.cudnn, "dot_product_attention", defined)
+    other = live_attention(*part(1, 3, 4), np.full(B, S, np.int32), "plain")
+    parts = [live_attention(*part(0, 3, 4), LENGTH_B, kernel) for kernel in ("plain", "cudnn")]
+    assert {x.dtype for x in parts[1]} == {jnp.dtype(jnp.float32)}
+    plain, ours = (merge_attention([one, other]) for one in parts)
+    np.testing.assert_allclose(ours, plain, atol=1e-6)
 
 
 def test_windows_attend_to_real_patches_only():

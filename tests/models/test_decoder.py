@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mvg_jax.models import decoder as decoder_lib
 from mvg_jax.models.attention import merge_attention, partial_attention, prefix_attention
 from mvg_jax.models.config import TextConfig
 from mvg_jax.models.decoder import Decoder, Prefix, Suffix, suffix_bytes
@@ -256,3 +257,14 @@ def test_a_conversation_in_pieces_equals_one_pass_over_the_whole():
         np.testing.assert_allclose(np.concatenate(got[b]), expected[b, start : start + sum(map(len, row))], atol=1e-5)
     assert suffix.length.tolist() == [sum(map(len, row)) for row in rows]
     assert seen.tolist() == [3, 0, 2, 2]
+
+
+def test_a_row_that_draws_nothing_reads_one_key(decoder, monkeypatch):
+    """A kernel that reads live keys only must not read all of those whose turn is over."""
+    asked, attend = [], decoder_lib.live_attention
+    monkeypatch.setattr(
+        decoder_lib, "live_attention", lambda *inputs, **kernel: asked.append(inputs[3]) or attend(*inputs, **kernel)
+    )
+    cache = Suffix.empty(CONFIG, 3, T, jnp.float32)._replace(length=jnp.array([2, 0, 3]))
+    nnx.merge(*decoder)(noise(3, 1, D), counted(3, 1), cache=cache, count_B=jnp.array([1, 0, 0]))
+    assert [length_B.tolist() for length_B in asked] == [[3, 1, 1]] * CONFIG.num_hidden_layers
