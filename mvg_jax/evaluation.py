@@ -148,7 +148,7 @@ def evaluate(
     first_process = jax.process_index() == 0
     hidden = not (sys.stderr.isatty() and first_process)
     if first_process:
-        print(f"{title}: {len(tasks)} tasks, {P} at a time; the first compile", flush=True)
+        print(f"{title}: {len(tasks)} tasks, {P} at a time; the first ones compile", flush=True)
     with tqdm.tqdm(total=len(tasks), desc=title, unit="task", disable=hidden) as bar:
         for chunk, lost in _batches(tasks, P, unreadable):
             filled = list(itertools.islice(itertools.cycle(chunk), P))[first : first + own]
