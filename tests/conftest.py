@@ -6,6 +6,7 @@ agree with those of one device to within the noise), so sharding tests need no p
 
 import os
 import pathlib
+import signal
 import tempfile
 
 
@@ -40,3 +41,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(512 * 2**20)  # with a limit JAX locks: workers share it safely
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # below that, loading is no faster than compiling
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Who is started in the background by a script ignores Ctrl-C, and so does whoever they start: but tests send it. A handler, unlike
+# being ignored, is not handed on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
