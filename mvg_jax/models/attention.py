@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -141,6 +140,8 @@ def _cudnn(q_BxKxQxC, k_BxKxCxS, v_BxKxSxC, length_B):
     `jax.nn.dot_product_attention` would round the logarithm of the sum to the queries' type, too coarse to join parts by: this is
     what it calls.
     """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # only who chooses it depends on a private module
+
     B, _, Q, C = q_BxKxQxC.shape
     out, top_BxKxQ = cudnn.dot_product_attention(
         q_BxKxQxC,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from mvg_jax.models import attention
 from mvg_jax.models.attention import DECODE, MASKED, VISION, live_attention, merge_attention, whole_attention
@@ -71,11 +72,11 @@ def test_the_pallas_kernel_becomes_a_program_for_cuda(dtype, monkeypatch):
 
 def test_cudnn_is_asked_for_what_the_plain_way_gives(monkeypatch):
     """cuDNN's part is taken by its definition; how it is called, and what is made of its answer, is ours."""
-    signature = inspect.signature(attention.cudnn.dot_product_attention)
+    signature = inspect.signature(cudnn.dot_product_attention)
 
     def defined(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
-        assert (given["qkv_layout"], given["mask_type"]) == ("BNTH", attention.cudnn.MaskType.PADDING)
+        assert (given["qkv_layout"], given["mask_type"]) == ("BNTH", cudnn.MaskType.PADDING)
         assert given["return_residual"]
         assert given["q_seqlen"].tolist() == [given["query"].shape[2]] * len(given["query"])
         scores = jnp.einsum("bntc,bnsc->bnts", given["query"], given["key"]) * given["scale"]
@@ -83,7 +84,7 @@ def test_cudnn_is_asked_for_what_the_plain_way_gives(monkeypatch):
         scores = jnp.where(there, scores, -jnp.inf)
         return jnp.einsum("bnts,bnsc->bntc", jax.nn.softmax(scores), given["value"]), jax.nn.logsumexp(scores, axis=-1)
 
-    monkeypatch.setattr(attention.cudnn, "dot_product_attention", defined)
+    monkeypatch.setattr(cudnn, "dot_product_attention", defined)
     other = live_attention(*part(1, 3, 4), np.full(B, S, np.int32), "plain")
     parts = [live_attention(*part(0, 3, 4), LENGTH_B, kernel) for kernel in ("plain", "cudnn")]
     assert {x.dtype for x in parts[1]} == {jnp.dtype(jnp.float32)}
