@@ -262,3 +262,5 @@ def test_no_space_left_keeps_earlier_checkpoints(tmp_path):
     assert last.endswith("(earlier checkpoints are untouched)")
     assert all(line.startswith("compiled ") for line in before), before[:20]
     assert Checkpoints(workdir / "grpo" / "checkpoints", keep=None).latest() is None
+    Checkpoints(workdir / "grpo" / "checkpoints", keep=1)  # as --resume opens them: what was written late is gone
+    assert not list((workdir / "grpo" / "checkpoints").glob("1*"))
